@@ -1,0 +1,520 @@
+//! The job file: what a federation trains and how. Data, never code, so that a node's policy can read it.
+
+use serde::{Deserialize, Serialize};
+use toml::Table;
+
+use crate::document::{self, DocumentError, Schema};
+use crate::limits;
+use crate::model::{Architecture, ArchitectureError, Layout};
+
+/// Why a job is refused.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum JobError {
+    /// The file is not understood.
+    #[error(transparent)]
+    Document(#[from] DocumentError),
+    /// The model cannot be built.
+    #[error(transparent)]
+    Architecture(#[from] ArchitectureError),
+    /// A value is outside its range, or two settings contradict each other.
+    #[error("{0}")]
+    Invalid(String),
+    /// The job asks for something that this version cannot do.
+    #[error("[{0}] is not available yet in this version; remove the table{1}")]
+    NotAvailable(&'static str, &'static str),
+}
+
+/// A whole job. Serialised, it is the job file as resolved, with every default written out.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Job {
+    /// Name, for people; a node name's alphabet.
+    pub name: String,
+    /// The run's seed: with the data and the accepted sets it decides every bit of the model.
+    pub seed: u64,
+    /// Rounds to publish.
+    pub rounds: u32,
+    /// What is trained.
+    pub model: Model,
+    /// How each client trains.
+    pub train: Train,
+    /// Who takes part in a round and how long it may last.
+    pub cohort: Cohort,
+    /// When the published model is evaluated.
+    #[serde(default)]
+    pub evaluation: Evaluation,
+}
+
+/// `[model]`: the architecture and its shape.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Model {
+    /// A built-in architecture.
+    pub architecture: Architecture,
+    /// Shape of one example: `[features]` or `[channels, height, width]`.
+    pub inputs: Vec<usize>,
+    /// Classes to tell apart.
+    pub classes: usize,
+    /// Widths of the hidden layers, for `mlp` alone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hidden: Vec<usize>,
+}
+
+/// The federated algorithm.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Algorithm {
+    /// FedAvg: McMahan et al. 2017.
+    Fedavg,
+    /// FedProx: FedAvg with a proximal term in each client's loss (Li et al. 2020).
+    Fedprox,
+}
+
+/// How the learning rate changes over the rounds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Schedule {
+    /// The same in every round.
+    #[default]
+    Constant,
+    /// Multiplied by `decay` after each round.
+    Exponential,
+    /// Multiplied by `decay` after every `decay_every_rounds` rounds.
+    Step,
+    /// Half a cosine, from `learning_rate` in the first round towards zero after the last.
+    Cosine,
+}
+
+/// `[train]`: local training.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Train {
+    /// FedAvg or FedProx.
+    pub algorithm: Algorithm,
+    /// FedProx's µ: the weight of `µ/2·‖w − w_t‖²` in each client's loss.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proximal_mu: Option<f64>,
+    /// Learning rate of the clients' SGD in the first round.
+    pub learning_rate: f64,
+    /// How it changes over the rounds.
+    #[serde(default)]
+    pub schedule: Schedule,
+    /// Factor of the `exponential` and `step` schedules.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decay: Option<f64>,
+    /// Period of the `step` schedule.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decay_every_rounds: Option<u32>,
+    /// SGD's momentum, 0 to below 1; it starts at zero in every round.
+    #[serde(default)]
+    pub momentum: f64,
+    /// SGD's weight decay (L2).
+    #[serde(default)]
+    pub weight_decay: f64,
+    /// Passes over a client's examples; either this or `local_steps`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local_epochs: Option<u32>,
+    /// SGD steps per round; either this or `local_epochs`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local_steps: Option<u32>,
+    /// Examples in one SGD step.
+    pub batch_size: u32,
+}
+
+/// `[cohort]`: who takes part in a round.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cohort {
+    /// Updates a round waits for.
+    pub size: u32,
+    /// Quorum: fewest updates with which a round is published; default `size`.
+    #[serde(default)]
+    pub minimum: u32,
+    /// Clients invited per update waited for, from 1; surplus updates are not used.
+    #[serde(default = "one")]
+    pub over_selection: f64,
+    /// Longest time from the invitation to the last update of a round.
+    #[serde(default = "default_deadline_seconds")]
+    pub deadline_seconds: u32,
+    /// How long a cohort member that lost its connection may take to come back before it counts as missing.
+    #[serde(default = "default_reconnect_seconds")]
+    pub reconnect_seconds: u32,
+    /// With fewer than the wanted clients connected (but a quorum): how long nobody must have come or gone
+    /// before the round starts without them.
+    #[serde(default = "default_settle_seconds")]
+    pub settle_seconds: u32,
+    /// Attempts at one round before the run is stopped as failed.
+    #[serde(default = "default_attempts")]
+    pub attempts: u32,
+}
+
+/// `[evaluation]`: when the published model is evaluated.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Evaluation {
+    /// Evaluate after every so many rounds, and always after the last; 0 means only then.
+    #[serde(default = "one_u32")]
+    pub every_rounds: u32,
+    /// Whether the clients of the round also evaluate the published model on their own test examples.
+    #[serde(default)]
+    pub federated: bool,
+}
+
+impl Default for Evaluation {
+    fn default() -> Self {
+        Self { every_rounds: 1, federated: false }
+    }
+}
+
+fn one() -> f64 {
+    1.0
+}
+fn one_u32() -> u32 {
+    1
+}
+fn default_deadline_seconds() -> u32 {
+    600
+}
+fn default_reconnect_seconds() -> u32 {
+    30
+}
+fn default_settle_seconds() -> u32 {
+    10
+}
+fn default_attempts() -> u32 {
+    3
+}
+
+/// The keys of a job file.
+pub const SCHEMA: Schema = Schema {
+    keys: &["name", "seed", "rounds"],
+    tables: &[
+        ("model", Some(&Schema { keys: &["architecture", "inputs", "classes", "hidden"], tables: &[] })),
+        ("train", Some(&TRAIN)),
+        ("cohort", Some(&COHORT)),
+        ("evaluation", Some(&Schema { keys: &["every_rounds", "federated"], tables: &[] })),
+        ("privacy", None),
+        ("secure_aggregation", None),
+        ("compression", None),
+    ],
+};
+const TRAIN: Schema = Schema {
+    keys: &[
+        "algorithm",
+        "proximal_mu",
+        "learning_rate",
+        "schedule",
+        "decay",
+        "decay_every_rounds",
+        "momentum",
+        "weight_decay",
+        "local_epochs",
+        "local_steps",
+        "batch_size",
+        "sampling_rate",
+    ],
+    tables: &[],
+};
+const COHORT: Schema = Schema {
+    keys: &[
+        "size",
+        "minimum",
+        "over_selection",
+        "deadline_seconds",
+        "reconnect_seconds",
+        "settle_seconds",
+        "attempts",
+    ],
+    tables: &[],
+};
+
+impl Job {
+    /// Reads and checks a job file.
+    pub fn parse(text: &str) -> Result<Self, JobError> {
+        if text.len() > limits::JOB_FILE_BYTES {
+            let message = format!("the job file has {} bytes; at most {} are read", text.len(), limits::JOB_FILE_BYTES);
+            return Err(JobError::Invalid(message));
+        }
+        Self::from_table(document::parse(text)?)
+    }
+
+    /// Reads and checks a job that is already a TOML table, such as a scenario's with overrides applied.
+    pub fn from_table(mut table: Table) -> Result<Self, JobError> {
+        document::check_keys(&table, &SCHEMA)?;
+        refuse_unavailable(&mut table)?;
+        let mut job: Job = document::read(table)?;
+        if job.cohort.minimum == 0 {
+            job.cohort.minimum = job.cohort.size;
+        }
+        job.check()?;
+        Ok(job)
+    }
+
+    /// The job file as resolved: every default written out. Reads back to the same job.
+    pub fn to_toml(&self) -> Result<String, JobError> {
+        toml::to_string(self).map_err(|error| JobError::Invalid(error.to_string()))
+    }
+
+    /// The layout of the job's model.
+    pub fn layout(&self) -> Result<Layout, JobError> {
+        Ok(self.model.architecture.layout(&self.model.inputs, self.model.classes, &self.model.hidden)?)
+    }
+
+    /// Clients invited to one round: `⌈size · over_selection⌉`.
+    pub fn invited(&self) -> u32 {
+        // A hair below the product, so that 10 · 1.1 is 11 and not 12.
+        (f64::from(self.cohort.size) * self.cohort.over_selection - 1e-9).ceil() as u32
+    }
+
+    /// Whether the model of `round` (from 1) is evaluated.
+    pub fn evaluates(&self, round: u32) -> bool {
+        let every = self.evaluation.every_rounds;
+        round == self.rounds || (every > 0 && round.is_multiple_of(every))
+    }
+
+    fn check(&self) -> Result<(), JobError> {
+        let invalid = |message: String| Err(JobError::Invalid(message));
+        let name_bytes = self.name.len();
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_. ".contains(c);
+        if !(1..=limits::JOB_NAME_BYTES).contains(&name_bytes) || !self.name.chars().all(plain) {
+            return invalid(format!(
+                "name = {:?}: use 1 to {} letters, digits, '-', '_', '.' or spaces",
+                self.name,
+                limits::JOB_NAME_BYTES
+            ));
+        }
+        if i64::try_from(self.seed).is_err() {
+            return invalid(format!("seed = {}: TOML holds at most {}", self.seed, i64::MAX));
+        }
+        if !(1..=limits::ROUNDS).contains(&self.rounds) {
+            return invalid(format!("rounds = {}: 1 to {} are possible", self.rounds, limits::ROUNDS));
+        }
+        self.layout()?;
+        self.train.check()?;
+        self.cohort.check(self.invited())
+    }
+}
+
+impl Train {
+    /// The learning rate of `round` (from 1) of `rounds`.
+    pub fn learning_rate(&self, round: u32, rounds: u32) -> f64 {
+        let done = round.saturating_sub(1);
+        let decay = self.decay.unwrap_or(1.0);
+        self.learning_rate
+            * match self.schedule {
+                Schedule::Constant => 1.0,
+                Schedule::Exponential => decay.powf(f64::from(done)),
+                Schedule::Step => decay.powf(f64::from(done / self.decay_every_rounds.unwrap_or(1).max(1))),
+                Schedule::Cosine => {
+                    0.5 * (1.0 + (std::f64::consts::PI * f64::from(done) / f64::from(rounds.max(1))).cos())
+                }
+            }
+    }
+
+    /// SGD steps of a client with `examples` training examples; the last batch of an epoch may be smaller.
+    pub fn steps(&self, examples: u64) -> u64 {
+        match (self.local_steps, self.local_epochs) {
+            (Some(steps), _) => u64::from(steps),
+            (None, epochs) => examples.div_ceil(u64::from(self.batch_size.max(1))) * u64::from(epochs.unwrap_or(1)),
+        }
+    }
+
+    fn check(&self) -> Result<(), JobError> {
+        let invalid = |message: String| Err(JobError::Invalid(message));
+        let positive = |value: f64| value.is_finite() && value > 0.0;
+        if !positive(self.learning_rate) || self.learning_rate > 1e6 {
+            return invalid(format!("[train] learning_rate = {}: a number above 0 is needed", self.learning_rate));
+        }
+        match (self.algorithm, self.proximal_mu) {
+            (Algorithm::Fedprox, None) => return invalid("[train] fedprox needs proximal_mu".into()),
+            (Algorithm::Fedprox, Some(mu)) if !mu.is_finite() || mu < 0.0 => {
+                return invalid(format!("[train] proximal_mu = {mu}: a number from 0 is needed"));
+            }
+            (Algorithm::Fedavg, Some(_)) => {
+                return invalid("[train] proximal_mu belongs to algorithm = \"fedprox\"".into());
+            }
+            _ => {}
+        }
+        match self.schedule {
+            Schedule::Constant | Schedule::Cosine if self.decay.is_some() => {
+                return invalid("[train] decay belongs to schedule = \"exponential\" or \"step\"".into());
+            }
+            Schedule::Exponential | Schedule::Step if !self.decay.is_some_and(|d| positive(d) && d <= 1.0) => {
+                return invalid("[train] this schedule needs decay, above 0 and at most 1".into());
+            }
+            _ => {}
+        }
+        if (self.schedule == Schedule::Step) != self.decay_every_rounds.is_some_and(|rounds| rounds > 0) {
+            return invalid("[train] schedule = \"step\", and no other, needs decay_every_rounds from 1".into());
+        }
+        if !(0.0..1.0).contains(&self.momentum) {
+            return invalid(format!("[train] momentum = {}: 0 to below 1 is possible", self.momentum));
+        }
+        if !self.weight_decay.is_finite() || self.weight_decay < 0.0 {
+            return invalid(format!("[train] weight_decay = {}: a number from 0 is needed", self.weight_decay));
+        }
+        match (self.local_epochs, self.local_steps) {
+            (Some(_), Some(_)) | (None, None) => {
+                return invalid("[train] give either local_epochs or local_steps".into());
+            }
+            (Some(work), None) | (None, Some(work)) if !(1..=1_000_000).contains(&work) => {
+                return invalid(format!("[train] local_epochs or local_steps = {work}: 1 to 1000000 are possible"));
+            }
+            _ => {}
+        }
+        if !(1..=1_000_000).contains(&self.batch_size) {
+            return invalid(format!("[train] batch_size = {}: 1 to 1000000 are possible", self.batch_size));
+        }
+        Ok(())
+    }
+}
+
+impl Cohort {
+    fn check(&self, invited: u32) -> Result<(), JobError> {
+        let invalid = |message: String| Err(JobError::Invalid(message));
+        if !(1.0..=10.0).contains(&self.over_selection) {
+            return invalid(format!("[cohort] over_selection = {}: 1 to 10 is possible", self.over_selection));
+        }
+        if self.size == 0 || invited > limits::COHORT_MEMBERS {
+            return invalid(format!(
+                "[cohort] size = {}: 1 to {} clients, over-selection included, are possible",
+                self.size,
+                limits::COHORT_MEMBERS
+            ));
+        }
+        if self.minimum > self.size {
+            return invalid(format!("[cohort] minimum = {} is above size = {}", self.minimum, self.size));
+        }
+        if !(1..=604_800).contains(&self.deadline_seconds) {
+            let deadline = self.deadline_seconds;
+            return invalid(format!("[cohort] deadline_seconds = {deadline}: 1 to 604800 (a week) are possible"));
+        }
+        if !(1..=1000).contains(&self.attempts) {
+            return invalid(format!("[cohort] attempts = {}: 1 to 1000 are possible", self.attempts));
+        }
+        Ok(())
+    }
+}
+
+/// Refuses the tables of later versions, unless they ask for nothing: then they are taken out.
+fn refuse_unavailable(table: &mut Table) -> Result<(), JobError> {
+    let asks = |table: &Table, name: &str, key: &str, nothing: toml::Value| {
+        table.get(name).is_some_and(|inner| inner.as_table().is_none_or(|t| t.len() != 1 || t.get(key) != Some(&nothing)))
+    };
+    if asks(table, "privacy", "unit", "none".into()) {
+        return Err(JobError::NotAvailable("privacy", " or set unit = \"none\" alone"));
+    }
+    if asks(table, "secure_aggregation", "enabled", false.into()) {
+        return Err(JobError::NotAvailable("secure_aggregation", " or set enabled = false alone"));
+    }
+    if asks(table, "compression", "scheme", "none".into()) {
+        return Err(JobError::NotAvailable("compression", " or set scheme = \"none\" alone"));
+    }
+    if table.get("train").and_then(|train| train.get("sampling_rate")).is_some() {
+        let message = "[train] sampling_rate belongs to differential privacy, which is not available yet; use batch_size";
+        return Err(JobError::Invalid(message.into()));
+    }
+    for name in ["privacy", "secure_aggregation", "compression"] {
+        table.remove(name);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const JOB: &str = r#"
+        name = "heart-disease"
+        seed = 7
+        rounds = 15
+        [model]
+        architecture = "logistic"
+        inputs = [13]
+        classes = 2
+        [train]
+        algorithm = "fedavg"
+        learning_rate = 1e-3
+        local_steps = 100
+        batch_size = 4
+        [cohort]
+        size = 4
+        minimum = 3
+    "#;
+
+    fn with(overrides: &[&str]) -> Result<Job, String> {
+        let mut table = document::parse(JOB).unwrap();
+        for assignment in overrides {
+            document::set(&mut table, assignment).unwrap();
+        }
+        Job::from_table(table).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_resolved_job_reads_back_to_itself() {
+        let job = Job::parse(JOB).unwrap();
+        assert_eq!(Job::parse(&job.to_toml().unwrap()).unwrap(), job);
+        assert_eq!(job.layout().unwrap().parameters(), 28);
+        let prox = with(&["train.algorithm=fedprox", "train.proximal_mu=0.1", "train.schedule=cosine"]).unwrap();
+        assert_eq!(Job::parse(&prox.to_toml().unwrap()).unwrap(), prox);
+    }
+
+    #[test]
+    fn every_bad_value_is_refused_and_named() {
+        for (overrides, words) in [
+            (&["train.learning_rte=1"][..], "did you mean `train.learning_rate`?"),
+            (&["model.architecture=small-cn"], "unknown variant `small-cn`"),
+            (&["rounds=0"], "rounds = 0"),
+            (&["rounds=-1"], "rounds"),
+            (&["name=a/b"], "name = "),
+            (&["train.learning_rate=nan"], "learning_rate"),
+            (&["train.learning_rate=0"], "learning_rate"),
+            (&["train.momentum=1.0"], "momentum = 1"),
+            (&["train.weight_decay=-1.0"], "weight_decay"),
+            (&["train.local_epochs=1"], "either local_epochs or local_steps"),
+            (&["train.local_steps=0"], "local_steps"),
+            (&["train.batch_size=0"], "batch_size = 0"),
+            (&["train.algorithm=fedprox"], "needs proximal_mu"),
+            (&["train.proximal_mu=0.1"], "belongs to algorithm"),
+            (&["train.schedule=step", "train.decay=0.5"], "decay_every_rounds"),
+            (&["train.schedule=exponential"], "needs decay"),
+            (&["train.decay=0.5"], "decay belongs"),
+            (&["cohort.size=0"], "size = 0"),
+            (&["cohort.minimum=5"], "minimum = 5 is above size = 4"),
+            (&["cohort.over_selection=0.5"], "over_selection"),
+            (&["cohort.deadline_seconds=0"], "deadline_seconds"),
+            (&["cohort.attempts=0"], "attempts"),
+            (&["model.classes=1"], "classes = 1"),
+            (&["train.sampling_rate=0.1"], "not available yet"),
+            (&["privacy.unit=example"], "[privacy] is not available yet"),
+            (&["privacy.unit=none", "privacy.noise_multiplier=1.0"], "[privacy] is not available yet"),
+            (&["secure_aggregation.enabled=true"], "[secure_aggregation] is not available yet"),
+            (&["compression.scheme=top-k"], "[compression] is not available yet"),
+        ] {
+            let error = with(overrides).unwrap_err();
+            assert!(error.contains(words), "{overrides:?}: {error}");
+            assert!(!error.contains('\n'), "{error}");
+        }
+        let harmless = with(&["privacy.unit=none", "secure_aggregation.enabled=false", "compression.scheme=none"]);
+        assert_eq!(harmless.unwrap(), Job::parse(JOB).unwrap());
+        assert!(Job::parse("name = 1").unwrap_err().to_string().contains("invalid type"));
+        assert!(Job::parse(&" ".repeat(70_000)).is_err());
+    }
+
+    #[test]
+    fn schedules_and_counts() {
+        let rate = |overrides: &[&str], round| with(overrides).unwrap().train.learning_rate(round, 15);
+        assert_eq!(rate(&[], 9), 1e-3);
+        assert_eq!(rate(&["train.schedule=exponential", "train.decay=0.5"], 3), 0.25e-3);
+        let step = ["train.schedule=step", "train.decay=0.5", "train.decay_every_rounds=2"];
+        assert_eq!([rate(&step, 2), rate(&step, 3)], [1e-3, 0.5e-3]);
+        assert_eq!(rate(&["train.schedule=cosine"], 1), 1e-3);
+        assert!(rate(&["train.schedule=cosine"], 15) < 0.02e-3);
+        assert_eq!(with(&["cohort.over_selection=1.1", "cohort.size=10"]).unwrap().invited(), 11);
+        assert_eq!(with(&["cohort.over_selection=1.3"]).unwrap().invited(), 6);
+        let job = with(&["evaluation.every_rounds=5"]).unwrap();
+        let evaluated: Vec<u32> = (1..=15).filter(|round| job.evaluates(*round)).collect();
+        assert_eq!(evaluated, [5, 10, 15]);
+        assert!(!with(&["evaluation.every_rounds=0"]).unwrap().evaluates(14));
+    }
+}

@@ -1,0 +1,16 @@
+//! Tributary's pure library: what a job is, how a model is laid out and summed, where randomness comes from.
+//!
+//! No clock, no socket, no runtime, no libtorch: everything here is a function of its arguments, so the
+//! coordinator, a node and the simulator compute the same bits.
+#![forbid(unsafe_code)]
+
+pub mod aggregate;
+pub mod digest;
+pub mod document;
+pub mod ids;
+pub mod job;
+pub mod limits;
+pub mod model;
+pub mod record;
+pub mod rng;
+pub mod time;

@@ -1,0 +1,26 @@
+//! Every bound that both sides of a federation must agree on.
+
+/// Longest name of a node, in bytes.
+pub const NODE_NAME_BYTES: usize = 63;
+/// Longest name of a job, in bytes.
+pub const JOB_NAME_BYTES: usize = 63;
+/// Longest job file, in bytes.
+pub const JOB_FILE_BYTES: usize = 64 * 1024;
+/// Most rounds that one job may ask for.
+pub const ROUNDS: u32 = 1_000_000;
+/// Most members of one cohort, over-selection included.
+pub const COHORT_MEMBERS: u32 = 100_000;
+/// Most parameters of one model: 2^36, or 256 GiB of `f32`.
+pub const MODEL_PARAMETERS: u64 = 1 << 36;
+/// Most named tensors of one model.
+pub const MODEL_TENSORS: usize = 4096;
+/// Payload bytes of one chunk of a model or an update.
+pub const CHUNK_BYTES: usize = 1 << 20;
+/// Largest protobuf message that either side accepts: one chunk, its digest and some framing.
+pub const MESSAGE_BYTES: usize = CHUNK_BYTES + 64 * 1024;
+/// Most training examples that one client update may weigh: its weight in the average.
+pub const EXAMPLES_PER_UPDATE: u64 = 1 << 32;
+/// Most classes a model may tell apart.
+pub const CLASSES: usize = 10_000;
+/// Longest free text (a reason, a detail) in a message or a record, in bytes; longer ones are cut.
+pub const REASON_BYTES: usize = 512;
