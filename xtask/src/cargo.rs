@@ -117,7 +117,8 @@ mod tests {
 
     #[test]
     fn a_failed_tool_is_one_line_with_its_last_words() {
-        let error = output(Command::new("sh").args(["-c", "echo first >&2; echo last >&2; exit 3"])).unwrap_err();
+        let error =
+            output(Command::new("sh").args(["-c", "echo first >&2; echo last >&2; exit 3"])).unwrap_err();
         let message = format!("{error:#}");
         assert!(message.contains("last") && !message.contains("first"), "{message}");
         assert_eq!(message.lines().count(), 1);
