@@ -179,9 +179,14 @@ mod tests {
     #[test]
     fn fixed_point_rounds_ties_to_even() {
         let unit = 2f32.powi(-32);
-        for (value, expected) in
-            [(unit, 1), (unit * 0.5, 0), (unit * 1.5, 2), (unit * 2.5, 2), (-unit * 1.5, -2), (16_384.0, 1 << 46)]
-        {
+        for (value, expected) in [
+            (unit, 1),
+            (unit * 0.5, 0),
+            (unit * 1.5, 2),
+            (unit * 2.5, 2),
+            (-unit * 1.5, -2),
+            (16_384.0, 1 << 46),
+        ] {
             assert_eq!(fixed_point(value), expected);
         }
     }

@@ -85,9 +85,9 @@ fn check_below(table: &Table, schema: &Schema, prefix: &str) -> Result<(), Docum
         match below {
             Some((_, Some(inner))) => {
                 let name = format!("{prefix}{key}");
-                let inner_table = value
-                    .as_table()
-                    .ok_or_else(|| DocumentError::Value(format!("`{name}` must be a table: write [{name}]")))?;
+                let inner_table = value.as_table().ok_or_else(|| {
+                    DocumentError::Value(format!("`{name}` must be a table: write [{name}]"))
+                })?;
                 check_below(inner_table, inner, &format!("{name}."))?;
             }
             Some((_, None)) => {}
@@ -108,7 +108,8 @@ fn check_below(table: &Table, schema: &Schema, prefix: &str) -> Result<(), Docum
 
 /// Reads a checked table into a typed value; the error is one line.
 pub fn read<T: serde::de::DeserializeOwned>(table: Table) -> Result<T, DocumentError> {
-    T::deserialize(table).map_err(|error| DocumentError::Value(error.to_string().trim_end().replace('\n', " ")))
+    T::deserialize(table)
+        .map_err(|error| DocumentError::Value(error.to_string().trim_end().replace('\n', " ")))
 }
 
 #[cfg(test)]
@@ -134,10 +135,13 @@ mod tests {
     #[test]
     fn overrides_reach_into_tables() {
         let mut table = parse("[train]\nlearning_rate = 1.0").unwrap();
-        for assignment in ["train.learning_rate=0.5", "model.inputs=[1, 2]", "name=heart disease", "train.x=true"] {
+        for assignment in
+            ["train.learning_rate=0.5", "model.inputs=[1, 2]", "name=heart disease", "train.x=true"]
+        {
             set(&mut table, assignment).unwrap();
         }
-        let expected = "name = 'heart disease'\n[train]\nlearning_rate = 0.5\nx = true\n[model]\ninputs = [1, 2]";
+        let expected =
+            "name = 'heart disease'\n[train]\nlearning_rate = 0.5\nx = true\n[model]\ninputs = [1, 2]";
         assert_eq!(table, parse(expected).unwrap());
         for bad in ["", "x", "=1", "a..b=1", ".a=1", "name.x=1"] {
             assert!(set(&mut table, bad).is_err(), "{bad}");

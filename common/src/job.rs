@@ -176,7 +176,7 @@ fn default_deadline_seconds() -> u32 {
     600
 }
 fn default_reconnect_seconds() -> u32 {
-    30
+    60
 }
 fn default_settle_seconds() -> u32 {
     10
@@ -232,7 +232,8 @@ impl Job {
     /// Reads and checks a job file.
     pub fn parse(text: &str) -> Result<Self, JobError> {
         if text.len() > limits::JOB_FILE_BYTES {
-            let message = format!("the job file has {} bytes; at most {} are read", text.len(), limits::JOB_FILE_BYTES);
+            let message =
+                format!("the job file has {} bytes; at most {} are read", text.len(), limits::JOB_FILE_BYTES);
             return Err(JobError::Invalid(message));
         }
         Self::from_table(document::parse(text)?)
@@ -315,7 +316,9 @@ impl Train {
     pub fn steps(&self, examples: u64) -> u64 {
         match (self.local_steps, self.local_epochs) {
             (Some(steps), _) => u64::from(steps),
-            (None, epochs) => examples.div_ceil(u64::from(self.batch_size.max(1))) * u64::from(epochs.unwrap_or(1)),
+            (None, epochs) => {
+                examples.div_ceil(u64::from(self.batch_size.max(1))) * u64::from(epochs.unwrap_or(1))
+            }
         }
     }
 
@@ -323,7 +326,10 @@ impl Train {
         let invalid = |message: String| Err(JobError::Invalid(message));
         let positive = |value: f64| value.is_finite() && value > 0.0;
         if !positive(self.learning_rate) || self.learning_rate > 1e6 {
-            return invalid(format!("[train] learning_rate = {}: a number above 0 is needed", self.learning_rate));
+            return invalid(format!(
+                "[train] learning_rate = {}: a number above 0 is needed",
+                self.learning_rate
+            ));
         }
         match (self.algorithm, self.proximal_mu) {
             (Algorithm::Fedprox, None) => return invalid("[train] fedprox needs proximal_mu".into()),
@@ -339,26 +345,35 @@ impl Train {
             Schedule::Constant | Schedule::Cosine if self.decay.is_some() => {
                 return invalid("[train] decay belongs to schedule = \"exponential\" or \"step\"".into());
             }
-            Schedule::Exponential | Schedule::Step if !self.decay.is_some_and(|d| positive(d) && d <= 1.0) => {
+            Schedule::Exponential | Schedule::Step
+                if !self.decay.is_some_and(|d| positive(d) && d <= 1.0) =>
+            {
                 return invalid("[train] this schedule needs decay, above 0 and at most 1".into());
             }
             _ => {}
         }
         if (self.schedule == Schedule::Step) != self.decay_every_rounds.is_some_and(|rounds| rounds > 0) {
-            return invalid("[train] schedule = \"step\", and no other, needs decay_every_rounds from 1".into());
+            return invalid(
+                "[train] schedule = \"step\", and no other, needs decay_every_rounds from 1".into(),
+            );
         }
         if !(0.0..1.0).contains(&self.momentum) {
             return invalid(format!("[train] momentum = {}: 0 to below 1 is possible", self.momentum));
         }
         if !self.weight_decay.is_finite() || self.weight_decay < 0.0 {
-            return invalid(format!("[train] weight_decay = {}: a number from 0 is needed", self.weight_decay));
+            return invalid(format!(
+                "[train] weight_decay = {}: a number from 0 is needed",
+                self.weight_decay
+            ));
         }
         match (self.local_epochs, self.local_steps) {
             (Some(_), Some(_)) | (None, None) => {
                 return invalid("[train] give either local_epochs or local_steps".into());
             }
             (Some(work), None) | (None, Some(work)) if !(1..=1_000_000).contains(&work) => {
-                return invalid(format!("[train] local_epochs or local_steps = {work}: 1 to 1000000 are possible"));
+                return invalid(format!(
+                    "[train] local_epochs or local_steps = {work}: 1 to 1000000 are possible"
+                ));
             }
             _ => {}
         }
@@ -373,7 +388,10 @@ impl Cohort {
     fn check(&self, invited: u32) -> Result<(), JobError> {
         let invalid = |message: String| Err(JobError::Invalid(message));
         if !(1.0..=10.0).contains(&self.over_selection) {
-            return invalid(format!("[cohort] over_selection = {}: 1 to 10 is possible", self.over_selection));
+            return invalid(format!(
+                "[cohort] over_selection = {}: 1 to 10 is possible",
+                self.over_selection
+            ));
         }
         if self.size == 0 || invited > limits::COHORT_MEMBERS {
             return invalid(format!(
@@ -387,7 +405,9 @@ impl Cohort {
         }
         if !(1..=604_800).contains(&self.deadline_seconds) {
             let deadline = self.deadline_seconds;
-            return invalid(format!("[cohort] deadline_seconds = {deadline}: 1 to 604800 (a week) are possible"));
+            return invalid(format!(
+                "[cohort] deadline_seconds = {deadline}: 1 to 604800 (a week) are possible"
+            ));
         }
         if !(1..=1000).contains(&self.attempts) {
             return invalid(format!("[cohort] attempts = {}: 1 to 1000 are possible", self.attempts));
@@ -399,7 +419,9 @@ impl Cohort {
 /// Refuses the tables of later versions, unless they ask for nothing: then they are taken out.
 fn refuse_unavailable(table: &mut Table) -> Result<(), JobError> {
     let asks = |table: &Table, name: &str, key: &str, nothing: toml::Value| {
-        table.get(name).is_some_and(|inner| inner.as_table().is_none_or(|t| t.len() != 1 || t.get(key) != Some(&nothing)))
+        table.get(name).is_some_and(|inner| {
+            inner.as_table().is_none_or(|t| t.len() != 1 || t.get(key) != Some(&nothing))
+        })
     };
     if asks(table, "privacy", "unit", "none".into()) {
         return Err(JobError::NotAvailable("privacy", " or set unit = \"none\" alone"));
@@ -455,7 +477,8 @@ mod tests {
         let job = Job::parse(JOB).unwrap();
         assert_eq!(Job::parse(&job.to_toml().unwrap()).unwrap(), job);
         assert_eq!(job.layout().unwrap().parameters(), 28);
-        let prox = with(&["train.algorithm=fedprox", "train.proximal_mu=0.1", "train.schedule=cosine"]).unwrap();
+        let prox =
+            with(&["train.algorithm=fedprox", "train.proximal_mu=0.1", "train.schedule=cosine"]).unwrap();
         assert_eq!(Job::parse(&prox.to_toml().unwrap()).unwrap(), prox);
     }
 
@@ -495,7 +518,8 @@ mod tests {
             assert!(error.contains(words), "{overrides:?}: {error}");
             assert!(!error.contains('\n'), "{error}");
         }
-        let harmless = with(&["privacy.unit=none", "secure_aggregation.enabled=false", "compression.scheme=none"]);
+        let harmless =
+            with(&["privacy.unit=none", "secure_aggregation.enabled=false", "compression.scheme=none"]);
         assert_eq!(harmless.unwrap(), Job::parse(JOB).unwrap());
         assert!(Job::parse("name = 1").unwrap_err().to_string().contains("invalid type"));
         assert!(Job::parse(&" ".repeat(70_000)).is_err());

@@ -33,8 +33,8 @@ pub enum Reason {
 pub enum Participation {
     /// Its update is in the sum.
     Accepted {
-        /// Digest of the update's bytes as they were received.
-        digest: Digest,
+        /// Digest of the update's bytes as they were received; in a simulation no bytes are.
+        digest: Option<Digest>,
         /// Training examples: the update's weight.
         examples: u64,
         /// Bytes of the update.
@@ -132,7 +132,8 @@ impl RoundRecord {
 
     /// The invited clients whose updates are not in the sum, surplus ones left out.
     pub fn dropped(&self) -> impl Iterator<Item = (&NodeName, &Participation)> {
-        let kept = |what: &Participation| matches!(what, Participation::Accepted { .. } | Participation::Surplus);
+        let kept =
+            |what: &Participation| matches!(what, Participation::Accepted { .. } | Participation::Surplus);
         self.cohort.iter().filter(move |(_, what)| !kept(what))
     }
 }
@@ -338,7 +339,7 @@ mod tests {
 
     #[test]
     fn a_record_reads_back_and_tells_who_was_in() {
-        let accepted = Participation::Accepted { digest: Digest::of(b"u"), examples: 3, bytes: 12 };
+        let accepted = Participation::Accepted { digest: Some(Digest::of(b"u")), examples: 3, bytes: 12 };
         let cohort = [("a", accepted), ("b", Participation::Disconnected), ("c", Participation::Surplus)];
         let record = RoundRecord {
             round: 1,

@@ -183,7 +183,8 @@ mod tests {
 
     #[test]
     fn metrics_read_back_and_impossible_ones_are_refused() {
-        let metrics_in = Metrics { examples: 40, loss_sum: 1.5, correct: 30, confusion: vec![Some(40), None] };
+        let metrics_in =
+            Metrics { examples: 40, loss_sum: 1.5, correct: 30, confusion: vec![Some(40), None] };
         let report = wire::Metrics::from(&metrics_in);
         assert_eq!(metrics(&report).unwrap(), metrics_in);
         for change in [

@@ -9,6 +9,7 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 
 use crate::cargo::{self, cargo};
+use crate::files::{self, copy, copy_folder};
 use crate::libtorch;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -71,13 +72,13 @@ pub(crate) fn run(repository: &Path, out: Option<&Path>) -> anyhow::Result<()> {
             .with_context(|| format!("{} does not build", role.binary))?;
         let staged = stage(repository, role, &out)?;
         let tarball = pack(repository, role, &out)?;
-        libtorch::remove(&staged)?;
+        files::remove(&staged)?;
         verify(role, &tarball)?;
-        let digest = cargo::sha256(&tarball)?;
+        let digest = files::sha256(&tarball)?;
         let bytes =
             fs::metadata(&tarball).with_context(|| format!("cannot read {}", tarball.display()))?.len();
         let file = tarball.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        println!("{file}  {}  sha256 {digest}", cargo::megabytes(bytes));
+        println!("{file}  {}  sha256 {digest}", files::megabytes(bytes));
         sums += &format!("{digest}  {file}\n");
     }
     fs::write(out.join("SHA256SUMS"), sums)
@@ -89,7 +90,7 @@ pub(crate) fn run(repository: &Path, out: Option<&Path>) -> anyhow::Result<()> {
 /// Lays one role's folder out in `out`: `bin`, `lib`, `licenses`, and what `deploy` and the examples add.
 fn stage(repository: &Path, role: &Role, out: &Path) -> anyhow::Result<PathBuf> {
     let folder = out.join(role.folder_name());
-    libtorch::remove(&folder)?;
+    files::remove(&folder)?;
     copy(&cargo::binaries("release")?.join(role.binary), &folder.join("bin").join(role.binary))?;
     let licenses = folder.join("licenses");
     for name in ["LICENSE-MIT", "LICENSE-APACHE"] {
@@ -144,14 +145,14 @@ fn source_seconds(repository: &Path) -> u64 {
 /// Unpacks a tarball elsewhere and starts its binary with an empty environment: what a machine without Rust does.
 fn verify(role: &Role, tarball: &Path) -> anyhow::Result<()> {
     let folder = std::env::temp_dir().join(format!("tributary-dist-{}", std::process::id()));
-    libtorch::remove(&folder)?;
+    files::remove(&folder)?;
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let mut tar = Command::new("tar");
     let unpacked =
         cargo::output(tar.arg("--extract").arg("--file").arg(tarball).arg("--directory").arg(&folder));
     let binary = folder.join(role.folder_name()).join("bin").join(role.binary);
     let said = unpacked.and_then(|_| cargo::output(Command::new(&binary).arg("--version").env_clear()));
-    libtorch::remove(&folder)?;
+    files::remove(&folder)?;
     let said = said.with_context(|| format!("{} does not run when unpacked", tarball.display()))?;
     if !said.contains(VERSION) {
         bail!("{} says `{}` to --version, not {VERSION}", role.binary, said.trim());
@@ -225,28 +226,6 @@ fn is_notice(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy().to_uppercase();
     let starts = ["LICENSE", "LICENCE", "COPYING", "COPYRIGHT", "NOTICE", "UNLICENSE"];
     path.is_file() && starts.iter().any(|start| name.starts_with(start))
-}
-
-fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
-    let cannot = || format!("cannot copy {} to {}", from.display(), to.display());
-    if let Some(parent) = to.parent() {
-        fs::create_dir_all(parent).with_context(cannot)?;
-    }
-    fs::copy(from, to).with_context(cannot)?;
-    Ok(())
-}
-
-fn copy_folder(from: &Path, to: &Path) -> anyhow::Result<()> {
-    for entry in fs::read_dir(from).with_context(|| format!("cannot list {}", from.display()))? {
-        let path = entry.with_context(|| format!("cannot list {}", from.display()))?.path();
-        let target = to.join(path.file_name().unwrap_or_default());
-        if path.is_dir() {
-            copy_folder(&path, &target)?;
-        } else {
-            copy(&path, &target)?;
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

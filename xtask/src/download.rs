@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
-use crate::cargo::{self, megabytes};
+use crate::cargo;
+use crate::files::{self, megabytes};
 use crate::libtorch;
 
 /// One wheel, and what is taken from it.
@@ -105,7 +106,7 @@ pub(crate) fn unpack_wheels(downloads: &Path, folder: &Path) -> anyhow::Result<(
                 );
             }
         }
-        println!("unpacking {}", wheel.name);
+        eprintln!("unpacking {}", wheel.name);
         unpack(python, &path, folder, wheel.take)?;
     }
     Ok(())
@@ -114,7 +115,7 @@ pub(crate) fn unpack_wheels(downloads: &Path, folder: &Path) -> anyhow::Result<(
 /// Whether the wheel is on the disk with its pinned digest. The size is compared first: it costs nothing.
 fn is_pinned(path: &Path, wheel: &Wheel) -> anyhow::Result<bool> {
     match fs::metadata(path) {
-        Ok(file) if file.len() == wheel.bytes => Ok(cargo::sha256(path)? == wheel.sha256),
+        Ok(file) if file.len() == wheel.bytes => Ok(files::sha256(path)? == wheel.sha256),
         Ok(_) => Ok(false),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
@@ -179,12 +180,12 @@ fn fetch(pip: &[String], wheel: &Wheel, downloads: &Path) -> anyhow::Result<()> 
     let log = downloads.join("pip.log");
     let mut attempt = 1;
     loop {
-        libtorch::remove(&partial)?;
+        files::remove(&partial)?;
         let opened = fs::create_dir_all(&partial).and_then(|()| File::create(&log));
         let output = opened.with_context(|| format!("cannot write into {}", downloads.display()))?;
         let errors = output.try_clone().context("cannot share pip's log")?;
         let _ = fs::remove_file(downloads.join(wheel.file));
-        println!("downloading {} ({})", wheel.name, megabytes(wheel.bytes));
+        eprintln!("downloading {} ({})", wheel.name, megabytes(wheel.bytes));
         let start = Instant::now();
         let child = Command::new(program)
             .args(words)
@@ -200,15 +201,15 @@ fn fetch(pip: &[String], wheel: &Wheel, downloads: &Path) -> anyhow::Result<()> 
             .spawn()
             .with_context(|| format!("cannot start {program}"))?;
         let (succeeded, seen_bytes) = watch(child, &partial, wheel)?;
-        libtorch::remove(&partial)?;
+        files::remove(&partial)?;
         if succeeded {
-            println!("downloaded {} in {}", wheel.name, cargo::elapsed(start));
+            eprintln!("downloaded {} in {}", wheel.name, cargo::elapsed(start));
             return Ok(());
         }
         let said = fs::read_to_string(&log).unwrap_or_default();
         if attempt < ATTEMPTS && seen_bytes > 0 && !is_out_of_space(&said) {
             attempt += 1;
-            println!("the download broke off after {}; starting it again", megabytes(seen_bytes));
+            eprintln!("the download broke off after {}; starting it again", megabytes(seen_bytes));
             continue;
         }
         bail!(complaint(wheel, &said));
@@ -251,7 +252,7 @@ fn complaint(wheel: &Wheel, said: &str) -> String {
 /// Waits for pip and shows how far the file has grown: one rewritten line on a terminal, a line for every tenth
 /// elsewhere. Gives whether pip succeeded, and the most bytes seen.
 fn watch(mut pip: Child, partial: &Path, wheel: &Wheel) -> anyhow::Result<(bool, u64)> {
-    let terminal = io::stdout().is_terminal();
+    let terminal = io::stderr().is_terminal();
     let start = Instant::now();
     let (mut most_bytes, mut tenths_shown) = (0, 0);
     let status = loop {
@@ -266,16 +267,16 @@ fn watch(mut pip: Child, partial: &Path, wheel: &Wheel) -> anyhow::Result<(bool,
         let line = progress(most_bytes, wheel.bytes, start.elapsed());
         let tenths = most_bytes * 10 / wheel.bytes;
         if terminal {
-            print!("\r\x1b[K{line}");
+            eprint!("\r\x1b[K{line}");
             // A progress line that cannot be shown is no reason to stop.
-            let _ = io::stdout().flush();
+            let _ = io::stderr().flush();
         } else if tenths > tenths_shown {
             tenths_shown = tenths;
-            println!("{line}");
+            eprintln!("{line}");
         }
     };
     if terminal && most_bytes > 0 {
-        print!("\r\x1b[K");
+        eprint!("\r\x1b[K");
     }
     Ok((status.success(), most_bytes))
 }

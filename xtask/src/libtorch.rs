@@ -10,7 +10,7 @@ use std::process::Command;
 
 use anyhow::{Context, bail};
 
-use crate::{cargo, download};
+use crate::{download, files};
 
 /// The version that tch 0.26 binds.
 pub(crate) const VERSION: &str = "2.13.0";
@@ -39,13 +39,13 @@ pub(crate) fn set_up(repository: &Path) -> anyhow::Result<()> {
         Some(folder) => check_own(&folder)?,
         None if link.is_dir() && !link.is_symlink() => {
             check_own(&link)?;
-            println!("libtorch {VERSION}: {} (a folder of your own)", link.display());
+            eprintln!("libtorch {VERSION}: {} (a folder of your own)", link.display());
             return Ok(());
         }
         None => filled_cache()?,
     };
     point(&link, &folder)?;
-    println!("libtorch {VERSION}: {}", folder.display());
+    eprintln!("libtorch {VERSION}: {}", folder.display());
     Ok(())
 }
 
@@ -98,10 +98,10 @@ fn filled_cache() -> anyhow::Result<PathBuf> {
     // Whoever held the lock may have filled it meanwhile.
     let Err(fault) = check(&folder, &LIBRARIES) else { return Ok(folder) };
     if folder.exists() {
-        println!("{} is broken ({fault}); filling it again", folder.display());
+        eprintln!("{} is broken ({fault}); filling it again", folder.display());
     }
     let partial = home.join(format!("libtorch-{VERSION}-cpu.partial"));
-    remove(&partial)?;
+    files::remove(&partial)?;
     download::unpack_wheels(&home.join("downloads"), &partial)?;
     fs::write(partial.join("build-version"), format!("{VERSION}\n"))
         .with_context(|| format!("cannot write into {}", partial.display()))?;
@@ -111,7 +111,7 @@ fn filled_cache() -> anyhow::Result<PathBuf> {
             home.display()
         );
     }
-    remove(&folder)?;
+    files::remove(&folder)?;
     fs::rename(&partial, &folder).with_context(|| format!("cannot rename into {}", folder.display()))?;
     // Half a gigabyte that nothing needs any more; failing to remove it harms nobody.
     let _ = fs::remove_dir_all(home.join("downloads"));
@@ -164,7 +164,7 @@ fn lock(path: &Path) -> anyhow::Result<File> {
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
-            println!("another cargo xtask is fetching libtorch; waiting for it");
+            eprintln!("another cargo xtask is fetching libtorch; waiting for it");
             file.lock().with_context(cannot)?;
         }
         Err(TryLockError::Error(error)) => return Err(error).with_context(cannot),
@@ -195,16 +195,6 @@ fn symlink(target: &Path, link: &Path) -> io::Result<()> {
 #[cfg(not(unix))]
 fn symlink(_: &Path, _: &Path) -> io::Result<()> {
     Err(io::Error::new(io::ErrorKind::Unsupported, "links need a Unix system"))
-}
-
-/// Removes a folder with everything in it; none there is fine.
-pub(crate) fn remove(folder: &Path) -> anyhow::Result<()> {
-    match fs::remove_dir_all(folder) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("cannot remove {}", folder.display()))
-        }
-        _ => Ok(()),
-    }
 }
 
 /// Says early, and in one line, what torch-sys would say late and in a hundred.
@@ -252,11 +242,6 @@ pub(crate) fn runtime_libraries(repository: &Path) -> anyhow::Result<Vec<PathBuf
 /// The licence texts that came with libtorch, or none for a folder of the user's own.
 pub(crate) fn licences(repository: &Path) -> Option<PathBuf> {
     Some(repository.join("libtorch").join("licenses")).filter(|folder| folder.is_dir())
-}
-
-/// Whether this machine's cargo can be asked about a subcommand: `cargo deny`, `cargo machete`.
-pub(crate) fn has_cargo_tool(name: &str) -> bool {
-    cargo::answers(&format!("cargo-{name}"), &["--version"])
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ mod command_line;
 mod demo;
 mod dist;
 mod download;
+mod files;
 mod libtorch;
 mod test;
 

@@ -25,7 +25,7 @@ pub(crate) fn run(repository: &Path, quick: bool) -> anyhow::Result<()> {
     let mut times = Vec::new();
     let mut skipped = Vec::new();
     for mut step in steps(repository, quick) {
-        if let Some(tool) = step.tool.filter(|tool| !libtorch::has_cargo_tool(tool)) {
+        if let Some(tool) = step.tool.filter(|tool| !cargo::has_subcommand(tool)) {
             println!("\n== {}: skipped, cargo-{tool} is not installed", step.name);
             skipped.push(step.name);
             continue;
@@ -33,7 +33,7 @@ pub(crate) fn run(repository: &Path, quick: bool) -> anyhow::Result<()> {
         println!("\n== {}", step.name);
         let began = Instant::now();
         cargo::run(&mut step.command)
-            .with_context(|| format!("`cargo xtask test` stopped at its step {}", step.name))?;
+            .with_context(|| format!("`cargo xtask test` stopped at the step {}", step.name))?;
         times.push((step.name, began.elapsed()));
     }
     print!("{}", summary(&times, &skipped, start.elapsed()));

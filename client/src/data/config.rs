@@ -49,10 +49,7 @@ pub enum PerChannel {
 
 /// How the cell of the label column becomes a class.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(
-    untagged,
-    expecting = "a list of the label's values in class order, or { positive = \"nonzero\" }"
-)]
+#[serde(untagged, expecting = "a list of the label's values in class order, or { positive = \"nonzero\" }")]
 pub enum LabelRule {
     /// Class k is the k-th value of the list; numbers compare as numbers (`1.0` is `1`).
     Classes(Vec<String>),
@@ -116,10 +113,7 @@ pub enum Standardise {
 
 /// How rows belong to sites.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(
-    untagged,
-    expecting = "a table of site names and their files, or { column = \"NAME\" }"
-)]
+#[serde(untagged, expecting = "a table of site names and their files, or { column = \"NAME\" }")]
 pub enum Sites {
     /// One file holds all sites; the named column tells them apart.
     Column(SiteColumn),
@@ -453,7 +447,8 @@ impl DataConfig {
         if let Some(Standardise::Constants(constants)) = &self.standardise {
             for (column, [mean, deviation]) in constants {
                 if !mean.is_finite() || !deviation.is_finite() || *deviation <= 0.0 {
-                    let problem = format!("\"{column}\" needs [mean, standard_deviation], the latter above 0");
+                    let problem =
+                        format!("\"{column}\" needs [mean, standard_deviation], the latter above 0");
                     return Err(config("standardise", problem));
                 }
             }

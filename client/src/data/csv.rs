@@ -12,8 +12,9 @@ use tributary_common::ids::NodeName;
 use super::config::config as config_error;
 use super::images::out_of_range;
 use super::{
-    BinaryRule, DataConfig, DataError, Dataset, EXAMPLES, HashedSplit, LabelRule, MissingRows, OneHot, Positive, Site, Sites,
-    Split, SplitRule, Standardise, TEXT_FILE_BYTES, VALUES, classes, file, open, record,
+    BinaryRule, DataConfig, DataError, Dataset, EXAMPLES, HashedSplit, LabelRule, MissingRows, OneHot,
+    Positive, Site, Sites, Split, SplitRule, Standardise, TEXT_FILE_BYTES, VALUES, classes, file, open,
+    record,
 };
 
 /// Most columns of a table.
@@ -27,7 +28,8 @@ const DEVIATION_FLOOR: f64 = 1e-9;
 pub(super) fn load(config: &DataConfig, location: &Path) -> Result<Dataset, DataError> {
     let (folder, inputs): (PathBuf, Vec<(Option<NodeName>, PathBuf)>) = match &config.sites {
         Some(Sites::Files(files)) => {
-            let chosen = files.iter().filter(|(name, _)| config.site.as_ref().is_none_or(|site| site == *name));
+            let chosen =
+                files.iter().filter(|(name, _)| config.site.as_ref().is_none_or(|site| site == *name));
             let inputs = chosen.map(|(name, file)| (Some(name.clone()), location.join(file))).collect();
             (location.to_path_buf(), inputs)
         }
@@ -87,7 +89,10 @@ impl Schema {
         let find = |key, name: &str| {
             places.get(name).copied().ok_or_else(|| {
                 let known: Vec<&str> = names.iter().take(30).map(String::as_str).collect();
-                config_error(key, format!("{} has no column \"{name}\"; it has {}", path.display(), known.join(", ")))
+                config_error(
+                    key,
+                    format!("{} has no column \"{name}\"; it has {}", path.display(), known.join(", ")),
+                )
             })
         };
         let label = find("label", config.label.as_deref().unwrap_or_default())?;
@@ -101,7 +106,10 @@ impl Schema {
         }
         for name in &config.drop {
             if !used.insert(find("drop", name)?) {
-                return Err(config_error("drop", format!("column \"{name}\" is the label, the site, or here twice")));
+                return Err(config_error(
+                    "drop",
+                    format!("column \"{name}\" is the label, the site, or here twice"),
+                ));
             }
         }
         let hot_names: Vec<&String> = match &config.one_hot {
@@ -122,7 +130,10 @@ impl Schema {
         if let Some(Standardise::Constants(constants)) = &config.standardise {
             for name in constants.keys() {
                 if !numeric.contains(&find("standardise", name)?) {
-                    return Err(config_error("standardise", format!("column \"{name}\" is not a numeric feature")));
+                    return Err(config_error(
+                        "standardise",
+                        format!("column \"{name}\" is not a numeric feature"),
+                    ));
                 }
             }
         }
@@ -205,7 +216,9 @@ fn read(
     let broken = |cause: ::csv::Error| {
         let line = cause.position().map(|position| position.line());
         match (cause.into_kind(), line) {
-            (::csv::ErrorKind::Utf8 { .. }, Some(line)) => record(path, format!("line {line}"), "is not UTF-8 text"),
+            (::csv::ErrorKind::Utf8 { .. }, Some(line)) => {
+                record(path, format!("line {line}"), "is not UTF-8 text")
+            }
             (::csv::ErrorKind::Io(cause), _) => DataError::Io { path: path.to_path_buf(), cause },
             (other, _) => file(path, format!("is not readable as CSV: {other:?}")),
         }
@@ -320,11 +333,16 @@ fn parse(
             let value = Category::of(cell(schema.label));
             let place = schema.label_values.iter().position(|known| *known == value);
             let place = place.ok_or_else(|| {
-                format!("label \"{}\" is not in label_rule; add it, or correct the row", shown(cell(schema.label)))
+                format!(
+                    "label \"{}\" is not in label_rule; add it, or correct the row",
+                    shown(cell(schema.label))
+                )
             })?;
             place as i64
         }
-        Some(LabelRule::Binary(BinaryRule { positive: Positive::Nonzero })) => i64::from(number(schema.label)? != 0.0),
+        Some(LabelRule::Binary(BinaryRule { positive: Positive::Nonzero })) => {
+            i64::from(number(schema.label)? != 0.0)
+        }
         None => {
             let value = number(schema.label)?;
             let classes = config.classes.unwrap_or(tributary_common::limits::CLASSES);
@@ -386,8 +404,13 @@ impl SplitPlan {
         } else {
             serde_json::from_str::<Halves>(text).map(|halves| BTreeMap::from([(None, halves)]))
         };
-        let form = if by_site { "{\"SITE\": {\"train\": [rows], \"test\": [rows]}, …}" } else { "{\"train\": [rows], \"test\": [rows]}" };
-        let sites = sites.map_err(|error| file(path, format!("is not a split file: {error}; it holds {form}")))?;
+        let form = if by_site {
+            "{\"SITE\": {\"train\": [rows], \"test\": [rows]}, …}"
+        } else {
+            "{\"train\": [rows], \"test\": [rows]}"
+        };
+        let sites =
+            sites.map_err(|error| file(path, format!("is not a split file: {error}; it holds {form}")))?;
         Ok(SplitPlan::File { path: path.to_path_buf(), sites })
     }
 
@@ -469,7 +492,10 @@ fn assemble(
         let (train_rows, test_rows) = plan.halves(table)?;
         if train_rows.is_empty() {
             let site = table.site.as_ref().map(|site| format!("site {site}: ")).unwrap_or_default();
-            return Err(file(&table.path, format!("{site}no training row is left: check `split` and `missing_rows`")));
+            return Err(file(
+                &table.path,
+                format!("{site}no training row is left: check `split` and `missing_rows`"),
+            ));
         }
         let train_features = encoder.rows(table, &train_rows)?;
         let scale = encoder.scale(config, table, &train_features)?;
@@ -548,7 +574,10 @@ impl<'a> Encoder<'a> {
         let hot: usize = categories.iter().map(|found| found.len().saturating_sub(skipped)).sum();
         let width = schema.numeric.len() + hot;
         if width == 0 {
-            return Err(config_error("one_hot", "no feature is left: each column has one category, and it is dropped"));
+            return Err(config_error(
+                "one_hot",
+                "no feature is left: each column has one category, and it is dropped",
+            ));
         }
         Ok(Self { schema, categories, skipped, width })
     }
@@ -558,10 +587,13 @@ impl<'a> Encoder<'a> {
         let mut features = Vec::with_capacity(rows.len().saturating_mul(self.width));
         for row in rows {
             features.extend(&row.numeric);
-            for ((value, known), column) in row.categories.iter().zip(&self.categories).zip(&self.schema.one_hot) {
+            for ((value, known), column) in
+                row.categories.iter().zip(&self.categories).zip(&self.schema.one_hot)
+            {
                 let place = known.iter().position(|category| category == value).ok_or_else(|| {
                     let name = shown(self.schema.name(*column));
-                    let problem = format!("column \"{name}\" holds an undeclared category: add it to one_hot");
+                    let problem =
+                        format!("column \"{name}\" holds an undeclared category: add it to one_hot");
                     record(&table.path, format!("line {}", row.line), problem)
                 })?;
                 features.extend((self.skipped..known.len()).map(|k| f64::from(u8::from(k == place))));
@@ -575,8 +607,11 @@ impl<'a> Encoder<'a> {
         match &config.standardise {
             None | Some(Standardise::PerSite(false)) => Ok(vec![(0.0, 1.0); self.width]),
             Some(Standardise::Constants(constants)) => {
-                let numeric = self.schema.numeric.iter().map(|column| constants.get(self.schema.name(*column)));
-                let constant = |found: Option<&[f64; 2]>| found.map_or((0.0, 1.0), |[mean, deviation]| (*mean, *deviation));
+                let numeric =
+                    self.schema.numeric.iter().map(|column| constants.get(self.schema.name(*column)));
+                let constant = |found: Option<&[f64; 2]>| {
+                    found.map_or((0.0, 1.0), |[mean, deviation]| (*mean, *deviation))
+                };
                 let mut scale: Vec<(f64, f64)> = numeric.map(constant).collect();
                 scale.resize(self.width, (0.0, 1.0));
                 Ok(scale)
@@ -584,7 +619,8 @@ impl<'a> Encoder<'a> {
             Some(Standardise::PerSite(true)) => {
                 let rows = train.len() / self.width.max(1);
                 if rows < 2 {
-                    let problem = "has one training row, too few to standardise; give standardise as constants";
+                    let problem =
+                        "has one training row, too few to standardise; give standardise as constants";
                     return Err(file(&table.path, problem));
                 }
                 let column = |feature: usize| train.iter().skip(feature).step_by(self.width.max(1));

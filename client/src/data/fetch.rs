@@ -295,7 +295,8 @@ fn attempt_one(
     };
     let total_bytes = response.body().content_length().map(|rest| start.saturating_add(rest));
     let too_long = |bytes: u64| {
-        let problem = format!("at least {bytes} bytes are offered, {} is the most possible", pinned.most_bytes());
+        let problem =
+            format!("at least {bytes} bytes are offered, {} is the most possible", pinned.most_bytes());
         Attempt::Failed(FetchError::WrongContent { url: url.to_owned(), problem })
     };
     if let Some(total) = total_bytes.filter(|total| *total > pinned.most_bytes()) {
@@ -358,7 +359,9 @@ fn inspect(path: &Path, pinned: &Pinned) -> Result<Content, FetchError> {
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(Content::Truncated),
-            Err(error) => return Ok(Content::Wrong(format!("it is not the gzip file it should be ({error})"))),
+            Err(error) => {
+                return Ok(Content::Wrong(format!("it is not the gzip file it should be ({error})")));
+            }
         }
     }
     if bytes != pinned.content_bytes {

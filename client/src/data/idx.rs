@@ -2,11 +2,11 @@
 //!
 //! Format: <http://yann.lecun.com/exdb/mnist/>, "the IDX file format".
 
-use std::io::{BufReader, Read};
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use flate2::read::MultiGzDecoder;
+use flate2::bufread::GzDecoder;
 
 use super::images::{Normalisation, labels, paired, volume};
 use super::{DataConfig, DataError, Dataset, Split, classes, damaged, file, open, read_exactly};
@@ -63,7 +63,7 @@ pub(super) fn load(config: &DataConfig, folder: &Path) -> Result<Dataset, DataEr
 type Input<'a, R> = (&'a Path, u64, R);
 
 /// Reads one pair of files: the shape of one image, and the examples.
-pub(super) fn half<R: Read>(
+pub(super) fn half<R: BufRead>(
     config: &DataConfig,
     images: Input<'_, R>,
     label_input: Input<'_, R>,
@@ -84,30 +84,34 @@ pub(super) fn half<R: Read>(
 }
 
 /// Reads one file: its sizes and its bytes.
-fn read<R: Read>(
+fn read<R: BufRead>(
     (path, length, mut reader): Input<'_, R>,
     magic: u32,
     what: &str,
     dimensions: usize,
 ) -> Result<(Vec<usize>, Vec<u8>), DataError> {
-    let io = |cause| damaged(path, "the file", &cause);
-    let mut head = Vec::new();
-    reader.by_ref().take(2).read_to_end(&mut head).map_err(io)?;
+    let head = reader.fill_buf().map_err(|cause| damaged(path, "the file", &cause))?;
     if head.is_empty() {
         return Err(file(path, "is empty; fetch it again"));
     }
-    let zipped = head == [0x1f, 0x8b];
-    let reader = std::io::Cursor::new(head).chain(reader);
-    if zipped {
-        content(path, length.saturating_mul(GZIP_EXPANSION), MultiGzDecoder::new(reader), magic, what, dimensions)
-    } else {
-        content(path, length, reader, magic, what, dimensions)
+    // The second byte of an IDX file is 0, so the first alone would tell; a buffer may begin with one byte.
+    if head.first() != Some(&0x1f) {
+        return content(path, length, length, reader, magic, what, dimensions);
+    }
+    let mut decoder = GzDecoder::new(reader);
+    let most = length.saturating_mul(GZIP_EXPANSION);
+    let found = content(path, length, most, &mut decoder, magic, what, dimensions)?;
+    match decoder.get_mut().fill_buf() {
+        Ok([]) => Ok(found),
+        Ok(_) => Err(file(path, "is too long: bytes follow the gzip data; fetch it again")),
+        Err(cause) => Err(damaged(path, "the file", &cause)),
     }
 }
 
-/// Reads the content of a file that can hold at most `most` bytes.
+/// Reads the content of a file of `length` bytes, which can hold at most `most` bytes of content.
 fn content(
     path: &Path,
+    length: u64,
     most: u64,
     mut reader: impl Read,
     magic: u32,
@@ -121,7 +125,8 @@ fn content(
     };
     let found = word()?;
     if found != magic {
-        let problem = format!("is not an IDX file of {what}: its magic number is {found:#010x}, not {magic:#010x}");
+        let problem =
+            format!("is not an IDX file of {what}: its magic number is {found:#010x}, not {magic:#010x}");
         return Err(file(path, problem));
     }
     let mut sizes = Vec::with_capacity(dimensions);
@@ -131,8 +136,9 @@ fn content(
     let bytes = volume(path, "the file", &sizes)? as u64;
     let header = 4 + 4 * dimensions as u64;
     if bytes > most.saturating_sub(header) {
-        let problem = format!("is truncated: its header promises {bytes} bytes of data, more than the file can hold");
-        return Err(file(path, format!("{problem}; fetch it again")));
+        let problem =
+            format!("is truncated: its header promises {bytes} bytes of data, a file of {length} bytes");
+        return Err(file(path, format!("{problem} cannot hold them; fetch it again")));
     }
     let data = read_exactly(path, "the file", bytes, reader)?;
     Ok((sizes, data))

@@ -32,15 +32,18 @@ impl Normalisation {
     /// Reads `mean` and `standard_deviation` for images with `channels` channels.
     pub(super) fn new(data: &DataConfig, channels: usize) -> Result<Self, DataError> {
         if !(1..=CHANNELS).contains(&channels) {
-            return Err(DataError::Misfit(format!("images with {channels} channels: 1 to {CHANNELS} are possible")));
+            return Err(DataError::Misfit(format!(
+                "images with {channels} channels: 1 to {CHANNELS} are possible"
+            )));
         }
         let spread = |key, constants: &Option<PerChannel>, default| match constants {
             None => Ok(vec![default; channels]),
             Some(PerChannel::One(value)) => Ok(vec![*value; channels]),
             Some(PerChannel::Each(values)) if values.len() == channels => Ok(values.clone()),
-            Some(PerChannel::Each(values)) => {
-                Err(config(key, format!("lists {} numbers, the images have {channels} channels", values.len())))
-            }
+            Some(PerChannel::Each(values)) => Err(config(
+                key,
+                format!("lists {} numbers, the images have {channels} channels", values.len()),
+            )),
         };
         let means = spread("mean", &data.mean, 0.0)?;
         let deviations = spread("standard_deviation", &data.standard_deviation, 1.0)?;

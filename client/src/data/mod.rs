@@ -35,8 +35,8 @@ use tributary_common::digest::Digest;
 use tributary_common::ids::NodeName;
 
 pub use config::{
-    BinaryRule, DataConfig, HashedSplit, HeldOut, LabelRule, MissingRows, OneHot, PerChannel, Positive, SiteColumn, Sites,
-    Source, SplitRule, Standardise,
+    BinaryRule, DataConfig, HashedSplit, HeldOut, LabelRule, MissingRows, OneHot, PerChannel, Positive,
+    SiteColumn, Sites, Source, SplitRule, Standardise,
 };
 
 /// Most values (examples × values per example) of one half of a data set: 16 GiB of `f32`.
@@ -251,18 +251,25 @@ fn open(path: &Path) -> Result<(File, u64), DataError> {
 /// Memory grows with what is read, never with what was promised.
 fn read_exactly(path: &Path, what: &str, expected: u64, reader: impl Read) -> Result<Vec<u8>, DataError> {
     let mut bytes = Vec::new();
-    reader.take(expected.saturating_add(1)).read_to_end(&mut bytes).map_err(|cause| damaged(path, what, &cause))?;
+    reader
+        .take(expected.saturating_add(1))
+        .read_to_end(&mut bytes)
+        .map_err(|cause| damaged(path, what, &cause))?;
     let found = bytes.len() as u64;
     if found < expected {
         return Err(file(
             path,
-            format!("{what} is truncated: its header promises {expected} bytes of data, {found} follow; fetch it again"),
+            format!(
+                "{what} is truncated: its header promises {expected} bytes of data, {found} follow; fetch it again"
+            ),
         ));
     }
     if found > expected {
         return Err(file(
             path,
-            format!("{what} is too long: bytes follow the {expected} that its header promises; fetch it again"),
+            format!(
+                "{what} is too long: bytes follow the {expected} that its header promises; fetch it again"
+            ),
         ));
     }
     Ok(bytes)

@@ -12,7 +12,9 @@ use zip::result::ZipError;
 
 use super::config::config as config_error;
 use super::images::{Normalisation, labels, paired, volume};
-use super::{DataConfig, DataError, Dataset, HeldOut, Split, classes, damaged, file, open, read_exactly, record};
+use super::{
+    DataConfig, DataError, Dataset, HeldOut, Split, classes, damaged, file, open, read_exactly, record,
+};
 
 /// Most bytes of a `.npy` header; numpy's own limit.
 const HEADER_BYTES: usize = 10_000;
@@ -30,8 +32,9 @@ pub(super) fn load(config: &DataConfig, path: &Path) -> Result<Dataset, DataErro
 
 /// Reads an archive.
 pub(super) fn read(config: &DataConfig, path: &Path, reader: impl Read + Seek) -> Result<Dataset, DataError> {
-    let mut archive = ZipArchive::new(reader)
-        .map_err(|cause| file(path, format!("is not a readable NPZ (zip) archive: {cause}; fetch it again")))?;
+    let mut archive = ZipArchive::new(reader).map_err(|cause| {
+        file(path, format!("is not a readable NPZ (zip) archive: {cause}; fetch it again"))
+    })?;
     let (shape, train) = half(config, path, &mut archive, "train")?;
     let prefix = match config.held_out {
         Some(HeldOut::Val) => "val",
@@ -44,7 +47,8 @@ pub(super) fn read(config: &DataConfig, path: &Path, reader: impl Read + Seek) -
     let test = if present {
         let (test_shape, test) = half(config, path, &mut archive, prefix)?;
         if test_shape != shape {
-            let problem = format!("{prefix}_images holds images of {test_shape:?}, train_images of {shape:?}");
+            let problem =
+                format!("{prefix}_images holds images of {test_shape:?}, train_images of {shape:?}");
             return Err(file(path, problem));
         }
         test
@@ -88,12 +92,17 @@ fn half<R: Read + Seek>(
             normalisation.numbers(channels_first(&values, channels, plane).iter().copied(), plane).map_err(
                 |index| {
                     let image = index / (plane * channels).max(1);
-                    record(path, format!("{name}, image {image}"), "holds NaN or an infinite value; remove the image")
+                    record(
+                        path,
+                        format!("{name}, image {image}"),
+                        "holds NaN or an infinite value; remove the image",
+                    )
                 },
             )?
         }
         other => {
-            let problem = format!("images of {} are not possible: store uint8 (0 to 255) or float32", other.name());
+            let problem =
+                format!("images of {} are not possible: store uint8 (0 to 255) or float32", other.name());
             return Err(record(path, name, problem));
         }
     };
@@ -213,9 +222,11 @@ impl Array {
 
     fn floats(&self) -> impl Iterator<Item = f64> + '_ {
         let single = self.element == Element::F32;
-        self.words().map(move |word| {
-            if single { f64::from(f32::from_bits(word as u32)) } else { f64::from_bits(word) }
-        })
+        self.words().map(
+            move |word| {
+                if single { f64::from(f32::from_bits(word as u32)) } else { f64::from_bits(word) }
+            },
+        )
     }
 
     /// The numbers, or `None` for floats. A `u64` above the range of `i64` turns negative: no class either way.
@@ -269,7 +280,9 @@ impl Header {
             _ => return Err(HeaderError::Wrong(format!("has .npy version {major}; 1 to 3 are known"))),
         };
         if length > HEADER_BYTES {
-            return Err(HeaderError::Wrong(format!("has a header of {length} bytes; at most {HEADER_BYTES}")));
+            return Err(HeaderError::Wrong(format!(
+                "has a header of {length} bytes; at most {HEADER_BYTES}"
+            )));
         }
         let mut bytes = vec![0; length];
         reader.read_exact(&mut bytes).map_err(HeaderError::Io)?;

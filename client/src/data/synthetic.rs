@@ -147,11 +147,11 @@ pub(super) fn load(config: &DataConfig) -> Result<Dataset, DataError> {
 /// Draws one digit.
 fn draw(class: usize, noise: f64, stream: &mut Stream) -> Vec<u8> {
     let mut uniform = |from: f64, to: f64| from + (to - from) * stream.random::<f64>();
-    let (cos, sin) = turn(uniform(-0.16, 0.16));
+    let (cos, sin) = turn(uniform(-0.18, 0.18));
     let shear = uniform(-0.3, 0.3);
     let (wide, high) = (DIGIT * uniform(0.7, 1.05), DIGIT * uniform(0.75, 1.05));
     let middle = SIDE as f64 / 2.0;
-    let (right, down) = (middle + uniform(-2.5, 2.5), middle + uniform(-2.5, 2.5));
+    let (right, down) = (middle + uniform(-3.0, 3.0), middle + uniform(-3.0, 3.0));
     let pen = uniform(0.7, 1.6);
     let ink = uniform(0.7, 1.0);
 

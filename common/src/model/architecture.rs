@@ -70,7 +70,12 @@ impl Architecture {
     /// The named tensors of this architecture for examples of shape `inputs`.
     ///
     /// Names and shapes are PyTorch's: a linear weight is `[out, in]`, a convolution's `[out, in, h, w]`.
-    pub fn layout(self, inputs: &[usize], classes: usize, hidden: &[usize]) -> Result<Layout, ArchitectureError> {
+    pub fn layout(
+        self,
+        inputs: &[usize],
+        classes: usize,
+        hidden: &[usize],
+    ) -> Result<Layout, ArchitectureError> {
         if inputs.is_empty() || inputs.len() > 3 || inputs.iter().any(|size| !(1..=65_536).contains(size)) {
             return Err(ArchitectureError::Inputs(inputs.to_vec()));
         }
@@ -141,7 +146,8 @@ impl Architecture {
                 layers.linear("linear", 64, classes);
             }
         }
-        let size = |shape: &[usize]| shape.iter().fold(1u64, |product, side| product.saturating_mul(*side as u64));
+        let size =
+            |shape: &[usize]| shape.iter().fold(1u64, |product, side| product.saturating_mul(*side as u64));
         let parameters = layers.0.iter().fold(0u64, |sum, (_, shape, _)| sum.saturating_add(size(shape)));
         if parameters > MODEL_PARAMETERS {
             return Err(ArchitectureError::TooLarge);
@@ -245,7 +251,10 @@ mod tests {
         assert_eq!(values, layout.initial(7));
         assert_ne!(values, layout.initial(8));
         let of = |name: &str| &values[layout.tensor(name).unwrap().range()];
-        assert!(of("stem_norm.weight").iter().all(|v| *v == 1.0) && of("stem_norm.bias").iter().all(|v| *v == 0.0));
+        assert!(
+            of("stem_norm.weight").iter().all(|v| *v == 1.0)
+                && of("stem_norm.bias").iter().all(|v| *v == 0.0)
+        );
         let stem = of("stem.weight");
         assert!(stem.iter().all(|v| v.abs() <= 1.0 / 3.0) && stem.iter().any(|v| v.abs() > 0.25));
     }

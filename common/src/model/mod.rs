@@ -45,7 +45,8 @@ mod tests {
 
     #[test]
     fn bytes_read_back_to_the_same_bits() {
-        let values: Vec<f32> = (0..10_000).map(|i| (i as f32 - 5000.0) * 1.1e-3).chain([f32::NAN, -0.0]).collect();
+        let values: Vec<f32> =
+            (0..10_000).map(|i| (i as f32 - 5000.0) * 1.1e-3).chain([f32::NAN, -0.0]).collect();
         let bytes = to_bytes(&values);
         let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
         assert_eq!(bits(&from_bytes(&bytes).unwrap()), bits(&values));

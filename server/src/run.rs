@@ -1,0 +1,338 @@
+//! One run as a whole: the round machine with its store and its sum.
+//!
+//! [`Run`] performs the effects that stay inside the process (journal, fold, aggregate, commit) in their
+//! order and hands out the rest. It is synchronous: the coordinator's driver and the simulator both run it.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::sync::Arc;
+
+use tributary_common::aggregate::{self, Accumulator, AggregateError};
+use tributary_common::digest::Digest;
+use tributary_common::ids::{NodeName, RunId};
+use tributary_common::job::{Job, JobError};
+use tributary_common::model::{Layout, Parameters, from_bytes};
+use tributary_common::record::RunEvent;
+use tributary_common::time::Time;
+
+use crate::round::{Dismissal, Effect, ImposedSets, Input, RoundMachine, Start};
+use crate::store::{RunHead, Store, StoreError, StoredRun};
+
+/// Why a run cannot go on in this process. What was committed is safe; open the run again to resume it.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The store refused.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The stored job is not one that this version can run.
+    #[error("run {run}: the stored job cannot be run: {error}")]
+    Job {
+        /// The run.
+        run: RunId,
+        /// Why.
+        error: JobError,
+    },
+    /// A stored model has another size than the job's.
+    #[error("run {run}: the stored model has {found} parameters, but the job's has {expected}")]
+    Model {
+        /// The run.
+        run: RunId,
+        /// Parameters of the stored model.
+        found: usize,
+        /// Parameters of the job's model.
+        expected: usize,
+    },
+    /// An upload that was verified can no longer be read.
+    #[error("the staged update of {node} cannot be read again: {error}")]
+    Staged {
+        /// Whose.
+        node: NodeName,
+        /// Why.
+        error: std::io::Error,
+    },
+}
+
+/// What must be told to others, in this order.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Outgoing {
+    /// Invite a node.
+    Invite {
+        /// The node.
+        node: NodeName,
+        /// The round.
+        round: u32,
+        /// The attempt.
+        attempt: u32,
+        /// The model to start from.
+        model: Digest,
+        /// When the attempt ends.
+        deadline: Time,
+    },
+    /// Tell a node that an attempt is over for it.
+    Dismiss {
+        /// The node.
+        node: NodeName,
+        /// The round.
+        round: u32,
+        /// The attempt.
+        attempt: u32,
+        /// What became of its update.
+        reason: Dismissal,
+    },
+    /// Ask a node to evaluate the published model.
+    Evaluate {
+        /// The node.
+        node: NodeName,
+        /// The round whose model it is.
+        round: u32,
+        /// The model.
+        model: Digest,
+    },
+    /// Tell whoever watches.
+    Event(Box<RunEvent>),
+}
+
+/// The content of an update: in memory as values or bytes, or in a file.
+#[derive(Debug)]
+pub enum Payload {
+    /// The delta itself.
+    Values(Arc<Vec<f32>>),
+    /// `f32`, little endian.
+    Bytes(Vec<u8>),
+    /// A file of `f32`, little endian, from its start.
+    File(File),
+}
+
+impl Payload {
+    /// Calls `visit` with the position of the first value and the values, part after part.
+    fn visit(&mut self, mut visit: impl FnMut(usize, &[f32])) -> std::io::Result<()> {
+        const PART_BYTES: usize = 1 << 20;
+        let odd = || std::io::Error::new(std::io::ErrorKind::InvalidData, "not a whole number of values");
+        match self {
+            Payload::Values(values) => visit(0, values),
+            Payload::Bytes(bytes) => {
+                for (index, part) in bytes.chunks(PART_BYTES).enumerate() {
+                    visit(index * (PART_BYTES / 4), &from_bytes(part).ok_or_else(odd)?);
+                }
+            }
+            Payload::File(file) => {
+                file.seek(SeekFrom::Start(0))?;
+                let mut first = 0;
+                loop {
+                    let mut part = Vec::with_capacity(PART_BYTES);
+                    file.by_ref().take(PART_BYTES as u64).read_to_end(&mut part)?;
+                    if part.is_empty() {
+                        break;
+                    }
+                    let values = from_bytes(&part).ok_or_else(odd)?;
+                    visit(first, &values);
+                    first += values.len();
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A client's update, ready to be checked and summed.
+#[derive(Debug)]
+pub struct Update {
+    /// The client.
+    pub node: NodeName,
+    /// The round that it is for.
+    pub round: u32,
+    /// Its weight.
+    pub examples: u64,
+    /// Its length in bytes.
+    pub bytes: u64,
+    /// Digest of its bytes, where they crossed a wire and were verified.
+    pub digest: Option<Digest>,
+    /// Its content.
+    pub payload: Payload,
+}
+
+/// One run, open in this process. After an error it must be dropped; opening it again resumes it.
+pub struct Run {
+    id: RunId,
+    store: Arc<dyn Store>,
+    machine: RoundMachine,
+    layout: Layout,
+    model: Parameters,
+    sum: Accumulator,
+    /// The update that is being taken in, until the machine says whether to fold it.
+    arriving: Option<Update>,
+}
+
+impl std::fmt::Debug for Run {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Run").field("id", &self.id).field("machine", &self.machine).finish_non_exhaustive()
+    }
+}
+
+impl Run {
+    /// Opens a stored run: starts it, or resumes it where the store says that it stood.
+    ///
+    /// `imposed` replaces the drawing of cohorts by the accepted sets of an earlier run.
+    pub fn open(
+        store: Arc<dyn Store>,
+        id: RunId,
+        now: Time,
+        imposed: Option<ImposedSets>,
+    ) -> Result<(Self, Vec<Outgoing>), RunError> {
+        let StoredRun { job_toml, head, open_attempt, .. } = store.run(id)?;
+        let job = Job::parse(&job_toml).map_err(|error| RunError::Job { run: id, error })?;
+        let layout = job.layout().map_err(|error| RunError::Job { run: id, error })?;
+        let model = store.model(head.model)?;
+        if model.len() != layout.parameters() {
+            return Err(RunError::Model { run: id, found: model.len(), expected: layout.parameters() });
+        }
+        let evaluated = store.evaluations(id)?.iter().any(|record| record.round == head.published);
+        let model_bytes = layout.parameters() as u64 * 4;
+        let start = Start { job: Arc::new(job), model_bytes, head, open_attempt, evaluated, imposed };
+        let (machine, effects) = RoundMachine::new(now, start);
+        let sum = Accumulator::new(layout.parameters());
+        let mut run = Self { id, store, machine, layout, model, sum, arriving: None };
+        let mut outgoing = Vec::new();
+        run.perform(now, effects, &mut outgoing)?;
+        Ok((run, outgoing))
+    }
+
+    /// The run's id.
+    pub fn id(&self) -> RunId {
+        self.id
+    }
+
+    /// The job.
+    pub fn job(&self) -> &Arc<Job> {
+        self.machine.job()
+    }
+
+    /// The layout of the job's model.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Where the run stands.
+    pub fn head(&self) -> &RunHead {
+        self.machine.head()
+    }
+
+    /// The last published model, or the initial one.
+    pub fn model(&self) -> &Parameters {
+        &self.model
+    }
+
+    /// Whether nothing more will happen.
+    pub fn is_over(&self) -> bool {
+        self.machine.is_over()
+    }
+
+    /// When [`Input::Tick`] is due, if nothing else happens before.
+    pub fn next_tick(&self) -> Option<Time> {
+        self.machine.next_tick()
+    }
+
+    /// The open attempt, if an update of `node` for `round` would still be taken.
+    pub fn wants(&self, node: &NodeName, round: u32) -> Option<u32> {
+        self.machine.wants(node, round)
+    }
+
+    /// Whether `node`'s update for `round` is already in the open attempt's sum.
+    pub fn has(&self, node: &NodeName, round: u32) -> bool {
+        self.machine.has(node, round)
+    }
+
+    /// Takes one input. Updates go to [`Run::update`] instead.
+    pub fn handle(&mut self, now: Time, input: Input) -> Result<Vec<Outgoing>, RunError> {
+        let mut outgoing = Vec::new();
+        let effects = self.machine.step(now, input);
+        self.perform(now, effects, &mut outgoing)?;
+        Ok(outgoing)
+    }
+
+    /// Takes a client's update: checks all of it, and only then adds it.
+    pub fn update(&mut self, now: Time, mut update: Update) -> Result<Vec<Outgoing>, RunError> {
+        let Update { node, round, examples, bytes, digest, .. } = &update;
+        let (node, round, examples, bytes, digest) = (node.clone(), *round, *examples, *bytes, *digest);
+        if self.machine.wants(&node, round).is_none() {
+            return Ok(Vec::new());
+        }
+        let input = match self.check(&mut update)? {
+            Ok(()) => Input::Update { node, round, examples, bytes, digest },
+            Err(error) => Input::Refused { node, round, bytes, detail: error.to_string() },
+        };
+        self.arriving = Some(update);
+        let outgoing = self.handle(now, input);
+        self.arriving = None;
+        outgoing
+    }
+
+    fn check(&self, update: &mut Update) -> Result<Result<(), AggregateError>, RunError> {
+        let expected = self.layout.parameters();
+        let (mut found, mut verdict) = (0, aggregate::check_weight(update.examples));
+        let visited = update.payload.visit(|first, values| {
+            found += values.len();
+            if verdict.is_ok() {
+                verdict = aggregate::check(values, first);
+            }
+        });
+        match visited {
+            Ok(()) if found != expected => Ok(Err(AggregateError::WrongLength { expected, found })),
+            Ok(()) => Ok(verdict),
+            Err(error) => Err(RunError::Staged { node: update.node.clone(), error }),
+        }
+    }
+
+    fn perform(&mut self, now: Time, effects: Vec<Effect>, outgoing: &mut Vec<Outgoing>) -> Result<(), RunError> {
+        for effect in effects {
+            match effect {
+                Effect::Journal(attempt) => {
+                    self.sum = Accumulator::new(self.layout.parameters());
+                    self.store.journal_attempt(self.id, &attempt)?;
+                }
+                Effect::Fold { .. } => self.fold()?,
+                Effect::Aggregate => {
+                    let answer = self.aggregate()?;
+                    let effects = self.machine.step(now, Input::Aggregated(answer));
+                    self.perform(now, effects, outgoing)?;
+                }
+                Effect::Commit { record, head } => {
+                    self.store.commit_round(self.id, &record, &head)?;
+                    self.store.collect_garbage()?;
+                }
+                Effect::RecordEvaluation(record) => self.store.put_evaluation(self.id, &record)?,
+                Effect::Finish(state) => self.store.set_state(self.id, &state)?,
+                Effect::Invite { node, round, attempt, model, deadline } => {
+                    outgoing.push(Outgoing::Invite { node, round, attempt, model, deadline });
+                }
+                Effect::Dismiss { node, round, attempt, reason } => {
+                    outgoing.push(Outgoing::Dismiss { node, round, attempt, reason });
+                }
+                Effect::Evaluate { node, round, model } => outgoing.push(Outgoing::Evaluate { node, round, model }),
+                Effect::Event(event) => outgoing.push(Outgoing::Event(event)),
+            }
+        }
+        Ok(())
+    }
+
+    fn fold(&mut self) -> Result<(), RunError> {
+        let Some(mut update) = self.arriving.take() else { return Ok(()) };
+        let (sum, examples) = (&mut self.sum, update.examples);
+        let added = update.payload.visit(|first, values| sum.add_part(first, values, examples));
+        added.map_err(|error| RunError::Staged { node: update.node.clone(), error })?;
+        self.sum.close_update(examples);
+        Ok(())
+    }
+
+    /// The new model, stored; or why there is none.
+    fn aggregate(&mut self) -> Result<Result<Digest, String>, RunError> {
+        match self.sum.average_onto(&self.model) {
+            Ok(values) => {
+                let digest = self.store.put_model(&values)?;
+                self.model = Arc::new(values);
+                Ok(Ok(digest))
+            }
+            Err(error) => Ok(Err(error.to_string())),
+        }
+    }
+}
