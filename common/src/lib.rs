@@ -14,3 +14,4 @@ pub mod model;
 pub mod record;
 pub mod rng;
 pub mod time;
+pub mod token;

@@ -4,10 +4,46 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use tributary_common::document::Schema;
 use tributary_common::ids::NodeName;
 use tributary_common::limits::CLASSES;
 
 use super::DataError;
+
+/// The keys of a `[data]` table, for the document that holds one; those with forms of their own are left to
+/// [`DataConfig`].
+pub const SCHEMA: Schema = Schema {
+    keys: &[
+        "source",
+        "path",
+        "site",
+        "classes",
+        "declared_examples",
+        "group",
+        "mean",
+        "standard_deviation",
+        "held_out",
+        "columns",
+        "header",
+        "delimiter",
+        "label",
+        "drop",
+        "missing",
+        "missing_rows",
+        "drop_first",
+        "examples",
+        "test_examples",
+        "seed",
+        "noise",
+    ],
+    tables: &[
+        ("label_rule", None),
+        ("one_hot", None),
+        ("standardise", None),
+        ("sites", None),
+        ("split", None),
+    ],
+};
 
 /// Which kind of file holds the examples.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -36,7 +36,7 @@ use tributary_common::ids::NodeName;
 
 pub use config::{
     BinaryRule, DataConfig, HashedSplit, HeldOut, LabelRule, MissingRows, OneHot, PerChannel, Positive,
-    SiteColumn, Sites, Source, SplitRule, Standardise,
+    SCHEMA, SiteColumn, Sites, Source, SplitRule, Standardise,
 };
 
 /// Most values (examples × values per example) of one half of a data set: 16 GiB of `f32`.

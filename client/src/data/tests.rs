@@ -7,8 +7,8 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use proptest::prelude::*;
 use tempfile::TempDir;
-use zip::ZipWriter;
 use zip::write::SimpleFileOptions;
+use zip::{CompressionMethod, ZipWriter};
 
 use super::*;
 
@@ -64,6 +64,18 @@ fn a_table_reads_back_as_it_was_written() {
         read.validate().unwrap();
         assert_eq!(config(&toml::to_string(&read).unwrap()), read);
     }
+}
+
+#[test]
+fn the_schema_knows_every_key() {
+    let unknown = toml::from_str::<DataConfig>("source = \"idx\"\n\"\" = 1").unwrap_err().to_string();
+    let listed = unknown.split("expected one of").nth(1).unwrap().split('`').skip(1).step_by(2);
+    let mut expected: Vec<&str> = listed.collect();
+    let mut known: Vec<&str> =
+        SCHEMA.keys.iter().chain(SCHEMA.tables.iter().map(|(key, _)| key)).copied().collect();
+    expected.sort_unstable();
+    known.sort_unstable();
+    assert_eq!(known, expected);
 }
 
 #[test]
@@ -273,9 +285,14 @@ fn npy_with(header: &[u8], data: &[u8]) -> Vec<u8> {
 }
 
 fn npz(members: &[(&str, Vec<u8>)]) -> Vec<u8> {
+    npz_by(CompressionMethod::Deflated, members)
+}
+
+fn npz_by(method: CompressionMethod, members: &[(&str, Vec<u8>)]) -> Vec<u8> {
     let mut writer = ZipWriter::new(Cursor::new(Vec::new()));
+    let options = SimpleFileOptions::default().compression_method(method);
     for (name, bytes) in members {
-        writer.start_file(*name, SimpleFileOptions::default()).unwrap();
+        writer.start_file(*name, options).unwrap();
         writer.write_all(bytes).unwrap();
     }
     writer.finish().unwrap().into_inner()
@@ -399,10 +416,11 @@ fn malformed_npz_is_refused_in_one_line() {
     pair("NPZ: records", records, labels_of(1), &["records or objects"]);
     let long = [b"\x93NUMPY\x02\x00".as_slice(), &u32::MAX.to_le_bytes()].concat();
     pair("NPZ: header of 4 GB", long, labels_of(1), &["header of 4294967295 bytes"]);
-    let mut flipped = good.clone();
-    let place = flipped.windows(4).position(|w| w == [7, 7, 7, 7]).or(Some(60)).unwrap();
+    let members = [("train_images.npy", images()), ("train_labels.npy", labels_of(2))];
+    let mut flipped = npz_by(CompressionMethod::Stored, &members);
+    let place = flipped.windows(8).position(|bytes| bytes == [7; 8]).unwrap();
     *flipped.get_mut(place).unwrap() ^= 0x55;
-    refused("NPZ: damaged member", read_npz(NPZ, &flipped), &["train_images.npy"]);
+    refused("NPZ: damaged member", read_npz(NPZ, &flipped), &["train_images.npy is damaged"]);
     let table = format!("{NPZ}\nheld_out = \"val\"");
     refused("NPZ: no val half", read_npz(&table, &good), &["[data] held_out", "val_images.npy"]);
     let table = format!("{NPZ}\nclasses = 1");
@@ -720,7 +738,10 @@ const SYNTHETIC: &str = "source = \"synthetic\"\n";
 fn synthetic_images_are_frozen() {
     let dataset =
         load(&config(&format!("{SYNTHETIC}examples = 64\ntest_examples = 16")), Path::new("")).unwrap();
-    assert_eq!(dataset.digest().to_string(), "3ac4834ee2b8fe1aa85957b72514c96c570e2739f1227f5d19ec11292b4f35f8");
+    assert_eq!(
+        dataset.digest().to_string(),
+        "3ac4834ee2b8fe1aa85957b72514c96c570e2739f1227f5d19ec11292b4f35f8"
+    );
     let other =
         load(&config(&format!("{SYNTHETIC}examples = 64\ntest_examples = 16\nseed = 1")), Path::new(""));
     assert_ne!(dataset.digest(), other.unwrap().digest());
