@@ -1,5 +1,14 @@
 //! A node of a federation: reads its own data, trains on it, and sends only what its policy allows.
 
+pub mod cli;
+pub mod config;
 pub mod data;
+pub mod enrol;
+pub mod machine;
+pub mod node;
+pub mod partition;
+pub mod policy;
 pub mod shard;
+pub mod store;
 pub mod trainer;
+pub mod transport;

@@ -93,17 +93,22 @@ fn check_below(table: &Table, schema: &Schema, prefix: &str) -> Result<(), Docum
             Some((_, None)) => {}
             None if schema.keys.contains(&key.as_str()) => {}
             None => {
-                let known = schema.keys.iter().chain(schema.tables.iter().map(|(name, _)| name));
-                let nearest = known
-                    .map(|name| (strsim::jaro_winkler(key, name), *name))
-                    .filter(|(score, _)| *score > 0.7)
-                    .max_by(|a, b| a.0.total_cmp(&b.0))
-                    .map(|(_, name)| format!("{prefix}{name}"));
+                let known = schema.keys.iter().chain(schema.tables.iter().map(|(name, _)| name)).copied();
+                let nearest = nearest(key, known).map(|name| format!("{prefix}{name}"));
                 return Err(DocumentError::UnknownKey { key: format!("{prefix}{key}"), nearest });
             }
         }
     }
     Ok(())
+}
+
+/// The known name that `key` is most likely meant to be, if any is near.
+pub fn nearest<'a>(key: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    known
+        .map(|name| (strsim::jaro_winkler(key, name), name))
+        .filter(|(score, _)| *score > 0.7)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, name)| name)
 }
 
 /// Reads a checked table into a typed value; the error is one line.

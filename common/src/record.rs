@@ -9,6 +9,28 @@ use crate::ids::{NodeName, RunId};
 use crate::limits::REASON_BYTES;
 use crate::time::Time;
 
+/// What a connected node is there for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// Trains on its own data.
+    #[default]
+    Trainer,
+    /// Holds a held-out set and is in no cohort.
+    Evaluator,
+}
+
+/// Why a node may forget the update that it kept for an attempt at a round.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dismissal {
+    /// The update is in a committed round.
+    Published,
+    /// The round ended without it.
+    NotUsed,
+    /// The attempt was abandoned.
+    Abandoned,
+}
+
 /// Why a node did not contribute: a closed list, so that a reason tells nothing about data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -49,7 +49,8 @@ impl JoinToken {
 impl fmt::Display for JoinToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = self.node.as_str().as_bytes();
-        let mut bytes = Vec::with_capacity(SECRET_BYTES + 1 + name.len() + self.authority_pem.len() + CHECK_BYTES);
+        let mut bytes =
+            Vec::with_capacity(SECRET_BYTES + 1 + name.len() + self.authority_pem.len() + CHECK_BYTES);
         bytes.extend_from_slice(&self.secret);
         bytes.push(u8::try_from(name.len()).map_err(|_| fmt::Error)?); // a name has at most 63 bytes
         bytes.extend_from_slice(name);
@@ -152,7 +153,10 @@ mod tests {
             ("x".repeat(TEXT_BYTES + 1), "too long"),
         ] {
             let message = bad.parse::<JoinToken>().unwrap_err().to_string();
-            assert!(message.starts_with("this is not a join token: ") && message.contains(why), "{bad}: {message}");
+            assert!(
+                message.starts_with("this is not a join token: ") && message.contains(why),
+                "{bad}: {message}"
+            );
             assert!(!message.contains('\n'));
         }
     }

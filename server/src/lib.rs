@@ -3,6 +3,17 @@
 //! [`round`] and [`run`] are the synchronous core, which the simulator runs too; the other modules are the
 //! edges that perform their effects.
 
+pub mod admin;
+pub mod authority;
+pub mod config;
+pub mod driver;
+pub mod enrolment;
+pub mod grpc;
+pub mod identity;
+pub mod rate;
 pub mod round;
 pub mod run;
+pub mod serve;
 pub mod store;
+pub mod tls;
+pub mod transfer;

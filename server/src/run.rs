@@ -232,6 +232,11 @@ impl Run {
         self.machine.next_tick()
     }
 
+    /// The round and the attempt that are open: updates for them may be taken.
+    pub fn open_attempt(&self) -> Option<(u32, u32)> {
+        self.machine.open_attempt()
+    }
+
     /// The open attempt, if an update of `node` for `round` would still be taken.
     pub fn wants(&self, node: &NodeName, round: u32) -> Option<u32> {
         self.machine.wants(node, round)
@@ -336,3 +341,6 @@ impl Run {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

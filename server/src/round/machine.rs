@@ -139,6 +139,14 @@ impl RoundMachine {
         matches!(self.phase, Phase::Over)
     }
 
+    /// The round and the attempt that are open: updates for them may be taken.
+    pub fn open_attempt(&self) -> Option<(u32, u32)> {
+        match &self.phase {
+            Phase::Collecting(c) => Some((c.attempt.round, c.attempt.attempt)),
+            _ => None,
+        }
+    }
+
     /// The open attempt's (round, attempt) if an update of `node` would still be taken.
     pub fn wants(&self, node: &NodeName, round: u32) -> Option<u32> {
         match &self.phase {
@@ -181,6 +189,16 @@ impl RoundMachine {
         let mut effects = Vec::new();
         match input {
             Input::Connected { node, role } => self.connected(now, node, role, &mut effects),
+            Input::Present { nodes } => {
+                for (node, role) in nodes {
+                    self.connected(now, node, role, &mut effects);
+                }
+            }
+            Input::Gathered { nodes } => {
+                for (node, role) in nodes {
+                    self.connected(now, node, role, &mut effects);
+                }
+            }
             Input::Disconnected { node } => self.disconnected(now, &node),
             Input::Declined { node, round, attempt, reason } => {
                 self.declined(&node, (round, attempt), reason, &mut effects);

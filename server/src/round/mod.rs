@@ -18,26 +18,16 @@ mod machine;
 mod tests;
 
 pub use machine::{RoundMachine, Start};
+pub use tributary_common::record::{Dismissal, Role};
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde::{Deserialize, Serialize};
 use tributary_common::digest::Digest;
 use tributary_common::ids::NodeName;
 use tributary_common::record::{EvaluationRecord, Metrics, Reason, RoundRecord, RunEvent, RunState};
 use tributary_common::time::Time;
 
 use crate::store::{AttemptRecord, RunHead};
-
-/// What a connected node is there for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Role {
-    /// Trains on its own data.
-    Trainer,
-    /// Holds a held-out set and is in no cohort.
-    Evaluator,
-}
 
 /// What happens to a run.
 #[derive(Debug, Clone, PartialEq)]
@@ -48,6 +38,16 @@ pub enum Input {
         node: NodeName,
         /// What it is there for.
         role: Role,
+    },
+    /// Nodes whose control streams are open already, when a run begins: all are there before a cohort is drawn.
+    Present {
+        /// The nodes, with what they are there for.
+        nodes: BTreeMap<NodeName, Role>,
+    },
+    /// The control streams of a whole population opened at one moment: no round starts in between.
+    Gathered {
+        /// The nodes.
+        nodes: Vec<(NodeName, Role)>,
     },
     /// A node's control stream ended.
     Disconnected {
@@ -107,17 +107,6 @@ pub enum Input {
     Stop,
     /// Time passed; due at [`RoundMachine::next_tick`].
     Tick,
-}
-
-/// Why a node may forget its update.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Dismissal {
-    /// The update is in a committed round.
-    Published,
-    /// The attempt ended without it.
-    NotUsed,
-    /// The attempt was abandoned.
-    Abandoned,
 }
 
 /// What the caller must do, in this order.

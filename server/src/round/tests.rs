@@ -470,6 +470,16 @@ fn imposed_sets_replace_the_drawing() {
 }
 
 #[test]
+fn a_first_cohort_is_drawn_from_all_who_are_there() {
+    let mut world = World::new(&job(&["cohort.size=2"]));
+    let nodes = (0..9).map(|index| (name(index), Role::Trainer)).collect();
+    world.step(Input::Present { nodes });
+    let open = world.disk.open.clone().unwrap();
+    assert_eq!((open.eligible, open.cohort.len()), (9, 2));
+    assert_ne!(world.cohort(), [0, 1], "with this seed it is not the first two");
+}
+
+#[test]
 fn cohorts_come_from_the_seed_the_round_and_the_attempt() {
     let cohorts = |seed: &str| {
         let mut world = World::new(&job(&[seed, "cohort.attempts=9", "cohort.settle_seconds=0", "rounds=5"]));

@@ -4,6 +4,20 @@
 //! conformance suite runs against both. Every method that writes returns only when what it wrote would
 //! survive a power cut.
 
+mod database;
+mod disk;
+mod files;
+mod memory;
+mod sequence;
+
+#[cfg(test)]
+mod conformance;
+#[cfg(test)]
+mod damage;
+
+pub use disk::SledStore;
+pub use memory::MemoryStore;
+
 use serde::{Deserialize, Serialize};
 use tributary_common::digest::Digest;
 use tributary_common::ids::{NodeName, RunId};
@@ -64,6 +78,14 @@ pub enum StoreError {
         /// Its name.
         name: String,
     },
+}
+
+fn missing_run(run: RunId) -> StoreError {
+    StoreError::Missing { what: "run", name: run.to_string() }
+}
+
+fn missing_model(digest: Digest) -> StoreError {
+    StoreError::Missing { what: "model", name: digest.to_string() }
 }
 
 /// Where a run stands: with the job, all that its next round depends on.

@@ -1,0 +1,268 @@
+//! The command line of `tributary-client`.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use tributary_common::ids::NodeName;
+use tributary_common::job::Job;
+use tributary_common::time::Clock;
+use tributary_common::token::JoinToken;
+
+use crate::config::NodeConfig;
+use crate::enrol::{self, Credentials, KEY_FILE};
+use crate::node::{self, Format, Options, TrainerKind};
+
+const FAILED: u8 = 1;
+const BAD_USAGE: u8 = 2;
+
+/// A node of a Tributary federation: trains on data that stay here.
+///
+/// Exit codes: 0 done or stopped, 1 failed or refused, 2 bad usage or configuration.
+#[derive(Debug, Parser)]
+#[command(name = "tributary-client", version)]
+struct CommandLine {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Enrol this node with a one-time token; its private key is made here and never leaves.
+    Join {
+        /// The coordinator, such as https://coordinator.example.org:7443.
+        #[arg(long)]
+        server: String,
+        /// The token from `tributary-server token create`.
+        #[arg(long)]
+        token: String,
+        /// The node's own folder; made if it is not there.
+        #[arg(long)]
+        dir: PathBuf,
+        /// The node's name, if you want it checked against the token's.
+        #[arg(long)]
+        name: Option<NodeName>,
+    },
+    /// Take part: connect, train when invited, until stopped (SIGTERM or Ctrl-C).
+    Start(Start),
+    /// Check configuration, data, certificate and connection, one line each.
+    Preflight {
+        /// The node's configuration.
+        #[arg(long)]
+        config: PathBuf,
+    },
+    /// What this node allows.
+    #[command(subcommand)]
+    Policy(PolicyCommand),
+}
+
+#[derive(Debug, Args)]
+struct Start {
+    /// The node's configuration.
+    #[arg(long)]
+    config: PathBuf,
+    /// How progress is printed.
+    #[arg(long, value_enum, default_value_t = OutputFormat::Text)]
+    format: OutputFormat,
+    /// For drills: wait so long between storing an update and sending it, so that a test can kill the node there.
+    #[arg(long, hide = true, default_value_t = 0)]
+    pause_before_upload_seconds: u32,
+    /// For protocol tests: `arithmetic` does not train.
+    #[arg(long, hide = true, value_enum, default_value_t = TrainerChoice::Torch)]
+    trainer: TrainerChoice,
+}
+
+#[derive(Debug, Subcommand)]
+enum PolicyCommand {
+    /// Tell whether this node would take part in a job: OK, or the reason.
+    Check {
+        /// The job file.
+        job: PathBuf,
+        /// The node's configuration.
+        #[arg(long)]
+        config: PathBuf,
+    },
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum OutputFormat {
+    /// Lines for people.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum TrainerChoice {
+    Torch,
+    Arithmetic,
+}
+
+/// Runs the program.
+pub fn main() -> ExitCode {
+    let CommandLine { command } = CommandLine::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    let result = match command {
+        Command::Join { server, token, dir, name } => join(&server, &token, &dir, name.as_ref()),
+        Command::Start(start) => run(&start),
+        Command::Preflight { config } => preflight(&config),
+        Command::Policy(PolicyCommand::Check { job, config }) => policy_check(&job, &config),
+    };
+    result.unwrap_or_else(|Failure { code, line }| {
+        // Standard error may be closed: then only the exit code tells.
+        let _ = writeln!(std::io::stderr(), "error: {line}");
+        ExitCode::from(code)
+    })
+}
+
+/// One line for people, and the exit code.
+struct Failure {
+    code: u8,
+    line: String,
+}
+
+fn failed(error: impl std::fmt::Display) -> Failure {
+    Failure { code: FAILED, line: error.to_string() }
+}
+
+fn bad_usage(error: impl std::fmt::Display) -> Failure {
+    Failure { code: BAD_USAGE, line: error.to_string() }
+}
+
+fn say(line: std::fmt::Arguments<'_>) {
+    let _ = writeln!(std::io::stdout(), "{line}"); // whoever reads may have gone away
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.worker_threads(2).enable_all().build().map_err(failed)
+}
+
+fn join(server: &str, token: &str, dir: &Path, name: Option<&NodeName>) -> Result<ExitCode, Failure> {
+    let token: JoinToken = token.trim().parse().map_err(bad_usage)?;
+    if !server.starts_with("https://") {
+        return Err(bad_usage(format!("--server {server}: write https://HOST:PORT")));
+    }
+    let joined = runtime()?.block_on(enrol::join(server, &token, dir, name)).map_err(failed)?;
+    let config = joined.config.display();
+    let days = (joined.credentials.expires.seconds_since(Clock.now()) / 86_400.0).round();
+    say(format_args!("node {} is enrolled; its certificate is valid for {days} days", joined.credentials.node));
+    if joined.config_kept {
+        say(format_args!("{config} was there already and is left as it is"));
+    } else {
+        say(format_args!("say in {config} which data this node has"));
+    }
+    say(format_args!("then: tributary-client preflight --config {config}"));
+    say(format_args!("and:  tributary-client start --config {config}"));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run(start: &Start) -> Result<ExitCode, Failure> {
+    let config = NodeConfig::load(&start.config).map_err(bad_usage)?;
+    let options = Options {
+        format: match start.format {
+            OutputFormat::Text => Format::Text,
+            OutputFormat::Json => Format::Json,
+        },
+        pause_before_upload_seconds: start.pause_before_upload_seconds,
+        trainer: match start.trainer {
+            TrainerChoice::Torch => TrainerKind::Torch,
+            TrainerChoice::Arithmetic => TrainerKind::Arithmetic,
+        },
+    };
+    let data = config.load_data(&start.config).map_err(bad_usage)?;
+    runtime()?.block_on(node::run(&config, data, &options)).map_err(failed)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn policy_check(job: &Path, config_path: &Path) -> Result<ExitCode, Failure> {
+    let config = NodeConfig::load(config_path).map_err(bad_usage)?;
+    let text = std::fs::read_to_string(job).map_err(|error| bad_usage(format!("{}: {error}", job.display())))?;
+    let job = Job::parse(&text).map_err(|error| bad_usage(format!("{}: {error}", job.display())))?;
+    let data = config.load_data(config_path).map_err(bad_usage)?;
+    match config.profile(&data).check(&job, data.counts()) {
+        Ok(()) => {
+            say(format_args!("OK: this node would take part in {:?}", job.name));
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(refusal) => {
+            say(format_args!("REFUSED: {}", refusal.detail));
+            Ok(ExitCode::from(FAILED))
+        }
+    }
+}
+
+/// One check after the other; what cannot be checked after a failure is left out.
+fn preflight(config_path: &Path) -> Result<ExitCode, Failure> {
+    let mut passed = true;
+    let mut check = |what: &str, result: Result<String, String>| {
+        passed &= result.is_ok();
+        match result {
+            Ok(detail) => say(format_args!("PASS  {what}: {detail}")),
+            Err(problem) => say(format_args!("FAIL  {what}: {problem}")),
+        }
+    };
+    let config = NodeConfig::load(config_path);
+    check("configuration", config.as_ref().map(|_| config_path.display().to_string()).map_err(ToString::to_string));
+    if let Ok(config) = &config {
+        check("data", describe_data(config, config_path));
+        check("private key", key_is_private(&config.dir.join(KEY_FILE)));
+        let credentials = Credentials::load(&config.dir);
+        let valid = credentials.as_ref().map_err(ToString::to_string).and_then(|credentials| {
+            credentials.check(Clock.now()).map_err(|error| error.to_string())?;
+            let days = credentials.expires.seconds_since(Clock.now()) / 86_400.0;
+            Ok(format!("node {}, valid for {days:.0} days", credentials.node))
+        });
+        check("certificate", valid);
+        if let Ok(credentials) = &credentials {
+            let dialer = credentials.dialer(&config.server);
+            let reached = runtime()?.block_on(dialer.control()).map(|_| config.server.clone());
+            check("coordinator", reached);
+        }
+    }
+    Ok(if passed { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
+}
+
+fn describe_data(config: &NodeConfig, config_path: &Path) -> Result<String, String> {
+    let data = config.load_data(config_path).map_err(|error| error.to_string())?;
+    let (counts, shape, classes) = (data.counts(), &data.train.examples.shape, data.classes);
+    let needed = match config.role {
+        crate::machine::Role::Trainer => counts.train,
+        crate::machine::Role::Evaluator => counts.test,
+    };
+    if needed == 0 {
+        return Err(format!("{} training and {} test examples: nothing to do for this role", counts.train, counts.test));
+    }
+    let (train, test) = (counts.train, counts.test);
+    Ok(format!("{train} training and {test} test examples of shape {shape:?} in {classes} classes"))
+}
+
+fn key_is_private(path: &Path) -> Result<String, String> {
+    use std::os::unix::fs::PermissionsExt;
+    let metadata = std::fs::metadata(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    let mode = metadata.permissions().mode() & 0o777;
+    if mode & 0o077 != 0 {
+        return Err(format!("{}: mode {mode:03o} lets others read it: run chmod 600", path.display()));
+    }
+    Ok(format!("{} (mode {mode:03o})", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound_and_hides_the_drills() {
+        CommandLine::command().debug_assert();
+        let mut command = CommandLine::command();
+        let help = command.find_subcommand_mut("start").unwrap().render_long_help().to_string();
+        assert!(help.contains("--config") && !help.contains("pause") && !help.contains("arithmetic"), "{help}");
+        assert!(CommandLine::try_parse_from(["tributary-client", "join", "--server", "x"]).is_err());
+        let drill = ["tributary-client", "start", "--config", "n", "--pause-before-upload-seconds", "3", "--trainer", "arithmetic"];
+        assert!(CommandLine::try_parse_from(drill).is_ok());
+    }
+}

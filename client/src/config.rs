@@ -1,0 +1,345 @@
+//! A node's configuration: `node.toml`.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use tributary_common::document::{self, DocumentError, Schema};
+
+use crate::data::{self, DataConfig, DataError, Dataset};
+use crate::machine::{ExampleCounts, Profile, Role};
+use crate::partition::{self, PartitionConfig, PartitionError, Population, Scheme};
+use crate::policy::Policy;
+use crate::shard::{Examples, Shard};
+
+/// Longest configuration file, in bytes.
+const FILE_BYTES: u64 = 1 << 20;
+
+/// Why a configuration is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("{}: cannot be read ({cause})", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        cause: std::io::Error,
+    },
+    /// The file is not understood, or a value is wrong.
+    #[error("{}: {cause}", path.display())]
+    Document {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        cause: DocumentError,
+    },
+    /// The `[data]` table is wrong.
+    #[error("{}: {cause}", path.display())]
+    Data {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        cause: DataError,
+    },
+    /// The `[share]` table is wrong.
+    #[error("{}: {}", path.display(), cause.to_string().replace("[partition]", "[share]").replace("[population]", "[share]"))]
+    Share {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        cause: PartitionError,
+    },
+}
+
+/// The `[share]` table: one client's part of a data set, exactly as the simulator cuts it. For demonstrations
+/// and tests, where all nodes read the same files.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Share {
+    /// As in a scenario's `[partition]`.
+    pub scheme: Scheme,
+    /// As in a scenario's `[partition]`.
+    pub shards_per_client: Option<u32>,
+    /// As in a scenario's `[partition]`.
+    pub alpha: Option<f64>,
+    /// As in a scenario's `[partition]`, but needed unless the scheme draws nothing: write the job's seed.
+    pub seed: Option<u64>,
+    /// As in a scenario's `[population]`.
+    pub clients: Option<u32>,
+    /// As in a scenario's `[population]`.
+    pub samples_per_client: Option<u32>,
+    /// Which of the clients this node is, from 0.
+    pub index: u32,
+}
+
+/// A node's configuration.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeConfig {
+    /// The coordinator, such as `https://coordinator.example.org:7443`.
+    pub server: String,
+    /// The node's own folder, relative to the file; by default the file's folder.
+    #[serde(default = "here")]
+    pub dir: PathBuf,
+    /// What the node is there for.
+    #[serde(default)]
+    pub role: Role,
+    /// Longest time that a stop may take, to finish an upload.
+    #[serde(default = "default_drain_seconds")]
+    pub drain_seconds: u32,
+    /// The node's data.
+    pub data: DataConfig,
+    /// One client's part of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub share: Option<Share>,
+    /// What the node allows.
+    #[serde(default)]
+    pub policy: Policy,
+}
+
+fn here() -> PathBuf {
+    ".".into()
+}
+fn default_drain_seconds() -> u32 {
+    30
+}
+
+const SCHEMA: Schema = Schema {
+    keys: &["server", "dir", "role", "drain_seconds"],
+    tables: &[("data", Some(&data::SCHEMA)), ("share", Some(&SHARE)), ("policy", Some(&POLICY))],
+};
+const SHARE: Schema = Schema {
+    keys: &["scheme", "shards_per_client", "alpha", "seed", "clients", "samples_per_client", "index"],
+    tables: &[],
+};
+const POLICY: Schema = Schema {
+    keys: &["minimum_cell", "minimum_cohort", "maximum_local_steps", "allowed_architectures"],
+    tables: &[],
+};
+
+/// A node's examples in memory.
+#[derive(Debug, Clone)]
+pub struct NodeData {
+    /// Classes of the whole data set.
+    pub classes: usize,
+    /// To train on.
+    pub train: Shard,
+    /// To evaluate on: the held-out set of an evaluator.
+    pub test: Shard,
+}
+
+impl NodeConfig {
+    /// Reads and checks a configuration file.
+    ///
+    /// # Errors
+    /// One line that names the file and the key.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = crate::store::read_text(path, FILE_BYTES).map_err(|error| match error {
+            crate::store::FolderError::Io { path, cause } => ConfigError::Io { path, cause },
+            crate::store::FolderError::Locked(path) => {
+                ConfigError::Io { path, cause: std::io::ErrorKind::ResourceBusy.into() }
+            }
+        })?;
+        let in_file = |cause| ConfigError::Document { path: path.to_path_buf(), cause };
+        let mut config = Self::parse(&text).map_err(in_file)?;
+        config.data.validate().map_err(|cause| ConfigError::Data { path: path.to_path_buf(), cause })?;
+        if let Some(share) = &config.share {
+            share.check().map_err(|cause| ConfigError::Share { path: path.to_path_buf(), cause })?;
+        }
+        config.dir = folder_of(path).join(&config.dir);
+        Ok(config)
+    }
+
+    fn parse(text: &str) -> Result<Self, DocumentError> {
+        let table = document::parse(text)?;
+        document::check_keys(&table, &SCHEMA)?;
+        let config: Self = document::read(table)?;
+        let host = config.server.strip_prefix("https://");
+        if host.is_none_or(|host| host.is_empty() || host.contains(['/', ' ', '@'])) {
+            let message = format!("server = {:?}: write https://HOST:PORT", config.server);
+            return Err(DocumentError::Value(message));
+        }
+        if config.drain_seconds > 3600 {
+            let message = format!("drain_seconds = {}: 0 to 3600 are possible", config.drain_seconds);
+            return Err(DocumentError::Value(message));
+        }
+        Ok(config)
+    }
+
+    /// Loads the node's data; paths in `[data]` are relative to the folder of the configuration file.
+    ///
+    /// # Errors
+    /// One line that names the file and the record, or the key of `[share]`.
+    pub fn load_data(&self, config_path: &Path) -> Result<NodeData, ConfigError> {
+        let in_data = |cause| ConfigError::Data { path: config_path.to_path_buf(), cause };
+        let dataset = data::load(&self.data, &folder_of(config_path)).map_err(in_data)?;
+        let parts = self.share.as_ref().map(|share| share.of(&dataset)).transpose();
+        let parts = parts.map_err(|cause| ConfigError::Share { path: config_path.to_path_buf(), cause })?;
+        let Dataset { example_shape, classes, train, test, .. } = dataset;
+        let examples = |split: Arc<data::Split>| {
+            let data::Split { features, labels } = Arc::unwrap_or_clone(split);
+            Arc::new(Examples { shape: example_shape.clone(), features, labels })
+        };
+        let (mut train, mut test) = (Shard::whole(examples(train)), Shard::whole(examples(test)));
+        if let Some(parts) = parts {
+            train.indices = parts.train;
+            // Only sites have test examples of their own; every other share evaluates on all.
+            if !parts.test.is_empty() {
+                test.indices = parts.test;
+            }
+        }
+        Ok(NodeData { classes, train, test })
+    }
+
+    /// What the node's machine knows of it.
+    pub fn profile(&self, data: &NodeData) -> Profile {
+        Profile {
+            role: self.role,
+            policy: self.policy.clone(),
+            example_shape: data.train.examples.shape.clone(),
+            classes: data.classes,
+            drain_seconds: self.drain_seconds,
+        }
+    }
+}
+
+impl NodeData {
+    /// How many examples there are.
+    pub fn counts(&self) -> ExampleCounts {
+        ExampleCounts { train: self.train.len() as u64, test: self.test.len() as u64 }
+    }
+}
+
+impl Share {
+    fn tables(&self) -> (PartitionConfig, Population) {
+        let Self { scheme, shards_per_client, alpha, seed, clients, samples_per_client, .. } = *self;
+        (PartitionConfig { scheme, shards_per_client, alpha, seed }, Population { clients, samples_per_client })
+    }
+
+    fn check(&self) -> Result<(), PartitionError> {
+        let (partition, population) = self.tables();
+        if self.seed.is_none() && self.scheme != Scheme::Natural {
+            let message = "[share] seed is missing: write the job's seed, as the simulator would use it";
+            return Err(PartitionError::Invalid(message.into()));
+        }
+        partition.validate(&population)
+    }
+
+    fn of(&self, dataset: &Dataset) -> Result<partition::Share, PartitionError> {
+        let (partition, population) = self.tables();
+        let mut shares = partition::partition(&partition, &population, self.seed.unwrap_or(0), dataset)?;
+        let (index, clients) = (self.index as usize, shares.len());
+        if index >= clients {
+            let message = format!("[share] index = {index}: there are {clients} clients, counted from 0");
+            return Err(PartitionError::Invalid(message));
+        }
+        Ok(shares.swap_remove(index))
+    }
+}
+
+fn folder_of(path: &Path) -> PathBuf {
+    path.parent().unwrap_or(Path::new("")).to_path_buf()
+}
+
+/// The commented configuration that `join` writes.
+pub fn default_toml(server: &str) -> String {
+    format!(
+        r#"# A Tributary node. Check it with `tributary-client preflight --config FILE`.
+
+# The coordinator. The node dials out to it; nothing listens here.
+server = {server:?}
+
+# The node's own folder, with its private key; relative to this file.
+dir = "."
+
+# "trainer" trains on its data; "evaluator" only evaluates models on the test part of its data.
+role = "trainer"
+
+# Longest time that a stop may take, to finish an upload.
+drain_seconds = 30
+
+# The data: idx, csv, npz or synthetic (digits drawn by the program, for a first try). Paths are relative to
+# this file. An IDX folder, for example:
+#   source = "idx"
+#   path = "mnist"
+[data]
+source = "synthetic"
+
+[policy]
+# Counts below this are hidden from evaluation reports.
+minimum_cell = 10
+# Smallest quorum ([cohort] minimum) of a job that this node takes part in.
+minimum_cohort = 1
+# Most SGD steps that one round may ask for.
+# maximum_local_steps = 10000
+# The only architectures that may be trained.
+# allowed_architectures = ["logistic", "small-cnn"]
+"#
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(text: &str) -> String {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("node.toml");
+        std::fs::write(&path, text).unwrap();
+        let message = NodeConfig::load(&path).unwrap_err().to_string();
+        assert!(message.starts_with(&path.display().to_string()) && !message.contains('\n'), "{message}");
+        message
+    }
+
+    #[test]
+    fn the_configuration_that_join_writes_is_valid() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("node.toml");
+        std::fs::write(&path, default_toml("https://localhost:7443")).unwrap();
+        let config = NodeConfig::load(&path).unwrap();
+        assert_eq!((config.role, config.drain_seconds), (Role::Trainer, 30));
+        assert_eq!(config.policy, Policy::default());
+        assert_eq!(config.dir, dir.path().join("."));
+    }
+
+    #[test]
+    fn wrong_keys_and_values_are_named() {
+        let with = |more: &str| format!("server = 'https://h:1'\n{more}\n[data]\nsource = 'synthetic'\n");
+        assert!(error(&with("drain_second = 1")).contains("did you mean `drain_seconds`?"));
+        assert!(error(&with("role = 'trainr'")).contains("unknown variant `trainr`"));
+        assert!(error(&with("drain_seconds = 4000")).contains("drain_seconds = 4000"));
+        assert!(error(&with("[policy]\nminimum_cel = 1")).contains("did you mean `policy.minimum_cell`?"));
+        assert!(error(&with("[policy]\nallowed_architectures = ['cnn']")).contains("unknown variant `cnn`"));
+        assert!(error(&with("[share]\nscheme = 'iid'\nclients = 2\nindex = 0")).contains("[share] seed"));
+        assert!(error(&with("[share]\nscheme = 'shards'\nclients = 2\nindex = 0\nseed = 1")).contains("[share]"));
+        assert!(error("server = 'http://h:1'\n[data]\nsource = 'synthetic'").contains("write https://HOST:PORT"));
+        assert!(error("server = 'https://h:1'\n[data]\nsource = 'idx'").contains("[data] path: missing"));
+        assert!(error("server = 'https://h:1'\n[data]\nsource = 'idx'\npth = 1").contains("did you mean `data.path`?"));
+        assert!(error("server = 'https://h:1'").contains("missing field `data`"));
+        assert!(error("server = ").contains("not TOML: line 1"));
+    }
+
+    #[test]
+    fn a_share_is_the_simulators() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("node.toml");
+        let load = |index: u32| {
+            let text = format!(
+                "server = 'https://h:1'\n[data]\nsource = 'synthetic'\nexamples = 50\ntest_examples = 10\n\
+                 [share]\nscheme = 'iid'\nclients = 5\nindex = {index}\nseed = 3\n"
+            );
+            std::fs::write(&path, text).unwrap();
+            NodeConfig::load(&path).unwrap().load_data(&path)
+        };
+        let mut seen: Vec<u32> = Vec::new();
+        for index in 0..5 {
+            let data = load(index).unwrap();
+            assert_eq!(data.counts(), ExampleCounts { train: 10, test: 10 });
+            seen.extend(data.train.indices.iter());
+        }
+        seen.sort_unstable();
+        assert_eq!(seen, (0..50).collect::<Vec<u32>>());
+        assert!(load(5).unwrap_err().to_string().contains("[share] index = 5: there are 5 clients"));
+    }
+}

@@ -1,0 +1,69 @@
+//! A deterministic stand-in for training, without libtorch: for protocol and fault tests.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rand::RngExt;
+
+use tributary_common::job::Job;
+use tributary_common::record::Metrics;
+use tributary_common::rng::{Purpose, Stream};
+
+use super::{ClientUpdate, Task, TrainError, Trainer, check, count, no_confusion};
+use crate::shard::Shard;
+
+/// "Trains" by arithmetic: bits that depend on everything that real training depends on, in microseconds.
+///
+/// Each value of the change is `rate · (target − value) + noise`, where the target is the mean label of the client
+/// as a share of the classes and the noise, ±0.01, comes from the stream (seed, shuffle, round, client): a wrong
+/// round, client, model or shard shows in the bits, and any number of rounds stays finite.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ArithmeticTrainer;
+
+impl Trainer for ArithmeticTrainer {
+    fn train(&mut self, task: &Task, shard: &Shard, stop: &AtomicBool) -> Result<ClientUpdate, TrainError> {
+        let job = &task.job;
+        check(job, job.layout()?.parameters(), &task.model, shard)?;
+        if shard.is_empty() {
+            return Err(TrainError::NoExamples);
+        }
+        if stop.load(Ordering::Relaxed) {
+            return Err(TrainError::Cancelled);
+        }
+        let labels = shard.indices.iter().filter_map(|index| shard.examples.labels.get(*index as usize));
+        let target = labels.sum::<i64>() as f64 / (shard.len() * job.model.classes) as f64;
+        let rate = job.train.learning_rate(task.round, job.rounds).min(0.5) as f32;
+        let mut stream = Stream::new(job.seed, Purpose::Shuffle, task.round, task.client.as_str());
+        let change = |value: &f32| {
+            let noise = (stream.random::<f32>() - 0.5) * 0.02;
+            rate * (target as f32 - value) + noise
+        };
+        let delta: Vec<f32> = task.model.iter().map(change).collect();
+        if delta.iter().any(|value| !value.is_finite()) {
+            return Err(TrainError::Diverged { step: 1 });
+        }
+        let loss = 1.0 / f64::from(task.round.max(1)) + target;
+        Ok(ClientUpdate { delta, examples: shard.len() as u64, loss })
+    }
+
+    /// Loss ½ per example; three of four examples are right, every fourth counts as the class after its own.
+    fn evaluate(&mut self, job: &Job, model: &[f32], shard: &Shard) -> Result<Metrics, TrainError> {
+        check(job, job.layout()?.parameters(), model, shard)?;
+        if shard.is_empty() {
+            return Ok(Metrics::default());
+        }
+        let classes = job.model.classes;
+        let mut metrics = Metrics { confusion: no_confusion(classes), ..Metrics::default() };
+        let labels = shard.indices.iter().filter_map(|index| shard.examples.labels.get(*index as usize));
+        for (position, label) in labels.enumerate() {
+            let wrong = position % 4 == 3;
+            count(
+                &mut metrics,
+                classes,
+                *label,
+                if wrong { (label + 1) % classes as i64 } else { *label },
+            );
+            metrics.loss_sum += 0.5;
+        }
+        Ok(metrics)
+    }
+}

@@ -1,0 +1,405 @@
+//! The command line: arguments, exit codes, and the order of things in each command.
+
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use indicatif::{ProgressBar, ProgressStyle};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use tributary_client::data::fetch::{self, FetchProgress, MNIST_MIRROR};
+use tributary_client::trainer::{ArithmeticTrainer, TorchTrainer, Trainer};
+use tributary_common::model::{self, Layout};
+use tributary_common::record::RunState;
+
+use crate::engine::{self, Settings};
+use crate::follow::{Follower, Format};
+use crate::plan::Plan;
+use crate::population::Spread;
+use crate::replay;
+use crate::report::{self, Machine, RunFolder, RunReport, Target};
+use crate::scenario::{Overrides, Scenario, ScenarioError};
+use crate::workers::MakeTrainer;
+
+/// libtorch's version: tch 0.26 builds against this one alone.
+const LIBTORCH: &str = "libtorch 2.13.0, one thread per worker";
+/// Largest `.safetensors` file that is read.
+const MODEL_FILE_BYTES: u64 = 1 << 38;
+
+/// Simulates federated learning with the code that a real federation runs.
+#[derive(Debug, Parser)]
+#[command(name = "tributary-sim", version, after_help = "Exit codes: 0 done, 1 a failed or stopped run, \
+2 bad usage, configuration or data, 130 interrupted (what was reached is in the run's folder).")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a scenario and leave a folder with its report.
+    Run(RunArguments),
+    /// Say what a scenario will cost, before anything runs.
+    Plan {
+        #[command(flatten)]
+        scenario: ScenarioArguments,
+        /// How to print it.
+        #[arg(long, value_enum, default_value_t)]
+        format: Format,
+    },
+    /// Put the curves of several runs into one report.
+    Report {
+        /// The runs' folders.
+        #[arg(required = true, value_name = "DIR")]
+        runs: Vec<PathBuf>,
+        /// The report's file.
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+    },
+    /// Get data.
+    Data {
+        #[command(subcommand)]
+        command: DataCommand,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum DataCommand {
+    /// Download a data set and check its content.
+    Fetch {
+        /// Which.
+        #[arg(value_enum)]
+        dataset: Downloadable,
+        /// The folder to put it into.
+        #[arg(long, value_name = "DIR", default_value = "data/mnist")]
+        into: PathBuf,
+        /// Where from: the address of a folder that holds the files.
+        #[arg(long, value_name = "URL", default_value = MNIST_MIRROR)]
+        mirror: String,
+    },
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Downloadable {
+    /// Handwritten digits: 60,000 to train on, 10,000 to test on (12 MB).
+    Mnist,
+}
+
+#[derive(Debug, Args)]
+struct ScenarioArguments {
+    /// The scenario's file.
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// The folder that `[data] path` is relative to, in place of the scenario's own.
+    #[arg(long, value_name = "DIR", env = "TRIBUTARY_DATA")]
+    data: Option<PathBuf>,
+    /// The run's seed, in place of the job's.
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// Change a setting. Keys of a job (name, seed, rounds, model, train, cohort, evaluation, …) change the job,
+    /// keys of a scenario (population, data, partition, policy) the scenario: train.learning_rate=0.1,
+    /// population.clients=50.
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+}
+
+impl ScenarioArguments {
+    fn read(&self) -> Result<Scenario, ScenarioError> {
+        let overrides = Overrides { set: self.set.clone(), data: self.data.clone(), seed: self.seed };
+        Scenario::read(&self.file, &overrides)
+    }
+}
+
+#[derive(Debug, Args)]
+struct RunArguments {
+    #[command(flatten)]
+    scenario: ScenarioArguments,
+    /// The run's folder; an earlier run there is replaced. Without it: runs/NAME-SEED-N.
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Worker threads; without it, as many as the machine has cores. The model does not depend on it.
+    #[arg(long, value_name = "N")]
+    workers: Option<std::num::NonZeroUsize>,
+    /// Impose the accepted sets of an earlier run: its folder, or its rounds.jsonl.
+    #[arg(long, value_name = "RECORD")]
+    replay: Option<PathBuf>,
+    /// Start from this .safetensors model.
+    #[arg(long, value_name = "FILE")]
+    initial_model: Option<PathBuf>,
+    /// How to print progress.
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+    /// How models and updates travel.
+    #[arg(long, value_enum, default_value_t)]
+    transport: Transport,
+    /// What trains: for tests of everything else.
+    #[arg(long, value_enum, default_value_t, hide = true)]
+    trainer: TrainerKind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+enum Transport {
+    /// As shared values; bytes are counted.
+    #[default]
+    Memory,
+    /// As chunks and messages of the wire: not available yet.
+    Wire,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+enum TrainerKind {
+    #[default]
+    Torch,
+    Arithmetic,
+}
+
+/// How a command ended, beside success.
+enum End {
+    /// Exit code 1.
+    Failed(String),
+    /// Exit code 2.
+    Unusable(String),
+    /// Exit code 130.
+    Interrupted,
+}
+
+fn unusable(error: impl std::fmt::Display) -> End {
+    End::Unusable(error.to_string())
+}
+
+fn failed(error: impl std::fmt::Display) -> End {
+    End::Failed(error.to_string())
+}
+
+/// Reads the command line, does what it says, and ends with the documented exit code.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let mut out = std::io::stdout();
+    match perform(cli.command, &mut out) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(End::Failed(message)) => say(&message, 1),
+        Err(End::Unusable(message)) => say(&message, 2),
+        Err(End::Interrupted) => say("interrupted", 130),
+    }
+}
+
+fn say(message: &str, code: u8) -> ExitCode {
+    eprintln!("tributary-sim: {message}");
+    ExitCode::from(code)
+}
+
+fn perform(command: Command, out: &mut dyn Write) -> Result<(), End> {
+    match command {
+        Command::Run(arguments) => run(&arguments, out),
+        Command::Plan { scenario, format } => {
+            let scenario = scenario.read().map_err(unusable)?;
+            let federation = scenario.federation().map_err(unusable)?;
+            let plan = Plan::of(&scenario, &federation).map_err(unusable)?;
+            let text = match format {
+                Format::Human => plan.to_string(),
+                Format::Json => serde_json::to_string(&plan).map_err(failed)?,
+            };
+            writeln!(out, "{text}").map_err(failed)
+        }
+        Command::Report { runs, out: file } => {
+            let runs = runs.iter().map(|run| report::load(run)).collect::<Result<Vec<_>, _>>().map_err(unusable)?;
+            let html = report::compare(&runs).map_err(failed)?;
+            std::fs::write(&file, html)
+                .map_err(|cause| unusable(format!("{}: cannot be written ({cause})", file.display())))?;
+            writeln!(out, "report: {}", file.display()).map_err(failed)
+        }
+        Command::Data { command: DataCommand::Fetch { dataset: Downloadable::Mnist, into, mirror } } => {
+            fetch_mnist(&into, &mirror, out)
+        }
+    }
+}
+
+fn run(arguments: &RunArguments, out: &mut dyn Write) -> Result<(), End> {
+    if arguments.transport == Transport::Wire {
+        return Err(unusable("--transport wire is not available yet in this version; leave it out"));
+    }
+    let scenario = arguments.scenario.read().map_err(unusable)?;
+    let layout = scenario.job.layout().map_err(unusable)?;
+    let scenario_toml = scenario.to_toml().map_err(unusable)?;
+    let initial = arguments.initial_model.as_deref().map(|path| initial_model(path, &layout)).transpose()?;
+    let target = Target::choose(arguments.out.as_deref(), &scenario.job).map_err(unusable)?;
+    let federation = scenario.federation().map_err(unusable)?;
+    let spread = Spread::of(&federation);
+    let clients: BTreeSet<_> = federation.shares.iter().map(|share| &share.name).collect();
+    let imposed = arguments.replay.as_deref();
+    let imposed = imposed.map(|path| replay::read(path, scenario.job.rounds, &clients)).transpose().map_err(unusable)?;
+
+    let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+    let workers = arguments.workers.map_or_else(cores, std::num::NonZeroUsize::get);
+    let (trainer, trainer_name) = trainer(arguments.trainer);
+    let mut follower = Follower::new(arguments.format, scenario.job.rounds, out);
+    if arguments.format == Format::Human {
+        follower.print(&opening(&scenario, &layout, &spread, workers));
+    }
+    let stop = interruptible().map_err(failed)?;
+    let settings = Settings { workers, trainer, initial, imposed };
+    let finished =
+        engine::simulate(&scenario, federation, settings, &stop, &mut |observation| follower.observe(observation));
+    let (rows, seconds) = follower.finish();
+    let finished = finished.map_err(failed)?;
+
+    let interrupted = stop.load(Ordering::Relaxed) && finished.state == RunState::Stopped;
+    let reached = format!("after {} of {} rounds", finished.published, scenario.job.rounds);
+    let warning = match &finished.state {
+        RunState::Failed { reason } => Some(format!("The run failed {reached}: {reason}.")),
+        _ if interrupted => Some(format!("The run was interrupted {reached}: this report is partial.")),
+        RunState::Finished => None,
+        _ => Some(format!("The run was stopped {reached}: this report is partial.")),
+    };
+    let digest = model::digest(&finished.model);
+    let machine = Machine {
+        processor: processor(),
+        instruction_sets: instruction_sets(),
+        trainer: trainer_name.to_owned(),
+        workers,
+    };
+    let html = report::render(&RunReport {
+        job: &scenario.job,
+        scenario_toml: &scenario_toml,
+        warning,
+        rows: &rows,
+        rounds: &finished.rounds,
+        evaluations: &finished.evaluations,
+        spread: &spread,
+        digest: digest.to_string(),
+        seconds,
+        machine: &machine,
+    })
+    .map_err(failed)?;
+    let folder = target.write(&RunFolder {
+        job: &scenario.job,
+        scenario_toml: &scenario_toml,
+        rows: &rows,
+        rounds: &finished.rounds,
+        evaluations: &finished.evaluations,
+        layout: &layout,
+        model: &finished.model,
+        report: &html,
+    });
+    let folder = folder.map_err(failed)?;
+    if arguments.format == Format::Human {
+        // A reader that went away has seen enough.
+        let _ = writeln!(out, "report: {}", folder.join("report.html").display());
+    }
+    match finished.state {
+        RunState::Finished => Ok(()),
+        RunState::Failed { reason } => Err(failed(format!("the run failed {reached}: {reason}"))),
+        _ if interrupted => Err(End::Interrupted),
+        _ => Err(failed(format!("the run was stopped {reached}"))),
+    }
+}
+
+fn opening(scenario: &Scenario, layout: &Layout, spread: &Spread, workers: usize) -> String {
+    let job = &scenario.job;
+    let examples = if spread.examples.minimum == spread.examples.maximum {
+        format!("{} examples each", spread.examples.median)
+    } else {
+        format!("{} to {} examples each", spread.examples.minimum, spread.examples.maximum)
+    };
+    format!(
+        "{}: {} clients ({}), {examples}; {} ({} parameters); {} rounds of {} clients; {workers} workers",
+        job.name,
+        spread.clients,
+        scenario.partition.scheme.name(),
+        job.model.architecture.name(),
+        layout.parameters(),
+        job.rounds,
+        job.invited().min(u32::try_from(spread.clients).unwrap_or(u32::MAX)),
+    )
+}
+
+fn trainer(kind: TrainerKind) -> (MakeTrainer, &'static str) {
+    match kind {
+        TrainerKind::Torch => {
+            (Arc::new(|| Ok(Box::new(TorchTrainer::new()) as Box<dyn Trainer>)), LIBTORCH)
+        }
+        TrainerKind::Arithmetic => {
+            (Arc::new(|| Ok(Box::new(ArithmeticTrainer) as Box<dyn Trainer>)), "the arithmetic stand-in: nothing is learnt")
+        }
+    }
+}
+
+fn initial_model(path: &Path, layout: &Layout) -> Result<Vec<f32>, End> {
+    let at = |error: &dyn std::fmt::Display| unusable(format!("{}: {error}", path.display()));
+    let bytes = std::fs::metadata(path).map_err(|error| at(&error))?.len();
+    if bytes > MODEL_FILE_BYTES {
+        return Err(at(&"too large for a model"));
+    }
+    let bytes = std::fs::read(path).map_err(|error| at(&error))?;
+    model::import(layout, &bytes).map_err(|error| at(&error))
+}
+
+/// A flag that the first Ctrl-C (or SIGTERM) sets; the second ends the process at once.
+fn interruptible() -> std::io::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for (signal, code) in [(SIGINT, 130), (SIGTERM, 143)] {
+        // In this order: the handler that ends the process sees the flag of an earlier signal only.
+        signal_hook::flag::register_conditional_shutdown(signal, code, stop.clone())?;
+        signal_hook::flag::register(signal, stop.clone())?;
+    }
+    Ok(stop)
+}
+
+fn processor() -> String {
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+    model.map_or_else(|| std::env::consts::ARCH.to_owned(), |(_, name)| name.trim().to_owned())
+}
+
+fn instruction_sets() -> String {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let known = [
+            ("AVX2", std::arch::is_x86_feature_detected!("avx2")),
+            ("FMA", std::arch::is_x86_feature_detected!("fma")),
+            ("AVX-512F", std::arch::is_x86_feature_detected!("avx512f")),
+            ("AVX-512 VNNI", std::arch::is_x86_feature_detected!("avx512vnni")),
+            ("AVX-512 BF16", std::arch::is_x86_feature_detected!("avx512bf16")),
+        ];
+        let present: Vec<&str> = known.into_iter().filter(|(_, has)| *has).map(|(name, _)| name).collect();
+        if present.is_empty() { "x86-64 baseline".to_owned() } else { present.join(", ") }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    std::env::consts::ARCH.to_owned()
+}
+
+fn fetch_mnist(into: &Path, mirror: &str, out: &mut dyn Write) -> Result<(), End> {
+    let bar = ProgressBar::no_length();
+    let style = ProgressStyle::with_template("{msg} {wide_bar} {bytes}/{total_bytes}");
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let mut tell = |progress: FetchProgress| {
+        let line = match progress {
+            FetchProgress::Receiving { file, received_bytes, total_bytes } => {
+                bar.set_message(file);
+                total_bytes.into_iter().for_each(|total| bar.set_length(total));
+                bar.set_position(received_bytes);
+                return;
+            }
+            FetchProgress::Present { file } => format!("{file}: there already"),
+            FetchProgress::Verified { file } => format!("{file}: verified"),
+            FetchProgress::Retrying { file, reason, pause_milliseconds } => {
+                let pause = pause_milliseconds as f64 / 1000.0;
+                return bar.suspend(|| eprintln!("note: {file}: {reason}; again in {pause:.1} s"));
+            }
+        };
+        // A reader that went away has seen enough.
+        let _ = bar.suspend(|| writeln!(out, "{line}"));
+    };
+    let fetched = fetch::fetch_mnist(mirror, into, &mut tell);
+    bar.finish_and_clear();
+    fetched.map_err(failed)?;
+    let _ = writeln!(out, "use it with: [data] source = \"idx\", path = \"mnist\" and --data {}", 
+        into.parent().unwrap_or(Path::new(".")).display());
+    Ok(())
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,141 @@
+//! What a scenario will cost, before anything runs.
+
+use std::fmt;
+
+use serde::Serialize;
+use tributary_common::progress::bytes_words;
+
+use crate::engine::STEP_MILLISECONDS;
+use crate::population::{Quantiles, Spread};
+use crate::scenario::{Federation, Scenario, ScenarioError};
+
+/// The costs of a run. Bytes are those of models and updates; a real transport adds about one part in ten thousand.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Plan {
+    /// The job's name.
+    pub name: String,
+    /// The model's architecture.
+    pub architecture: &'static str,
+    /// Its parameters.
+    pub parameters: u64,
+    /// Rounds.
+    pub rounds: u32,
+    /// The partition's scheme.
+    pub partition: &'static str,
+    /// Clients.
+    pub clients: u64,
+    /// Clients invited to a round.
+    pub invited: u64,
+    /// Updates that a round waits for.
+    pub cohort: u64,
+    /// Training examples per client.
+    pub examples: Quantiles,
+    /// Different labels per client.
+    pub labels: Quantiles,
+    /// Mean total variation distance between a client's labels and everybody's, 0 to 1.
+    pub label_skew: f64,
+    /// Examples held out.
+    pub held_out: u64,
+    /// SGD steps of one client in one round.
+    pub steps: Quantiles,
+    /// SGD steps of all invited clients in one round, on average.
+    pub steps_per_round: u64,
+    /// Bytes sent to clients in one round.
+    pub bytes_down_per_round: u64,
+    /// Bytes received from clients in one round, if all that are waited for arrive and no more.
+    pub bytes_up_per_round: u64,
+    /// Both, over all rounds.
+    pub bytes_in_all: u64,
+    /// What will not go as one might expect.
+    pub warnings: Vec<String>,
+}
+
+impl Plan {
+    /// Works a scenario's costs out.
+    ///
+    /// # Errors
+    /// [`ScenarioError::Job`] if the job has no layout.
+    pub fn of(scenario: &Scenario, federation: &Federation) -> Result<Self, ScenarioError> {
+        let job = &scenario.job;
+        let layout =
+            job.layout().map_err(|error| ScenarioError::Job { path: scenario.path.clone(), error })?;
+        let spread = Spread::of(federation);
+        let parameters = layout.parameters() as u64;
+        let clients = spread.clients as u64;
+        let invited = u64::from(job.invited()).min(clients);
+        let cohort = u64::from(job.cohort.size).min(invited);
+        let steps: Vec<u64> =
+            federation.shares.iter().map(|share| job.train.steps(share.train.len() as u64)).collect();
+        let all_steps = steps.iter().fold(0u64, |sum, more| sum.saturating_add(*more));
+        let steps = Quantiles::of(steps);
+        let (down, up) = (invited * parameters * 4, cohort * parameters * 4);
+
+        let mut warnings = Vec::new();
+        if clients < u64::from(job.invited()) {
+            let wanted = job.invited();
+            warnings.push(format!("a round wants {wanted} clients, but there are {clients}: each round has them all"));
+        }
+        let longest = steps.maximum.saturating_mul(STEP_MILLISECONDS).div_ceil(1000);
+        if longest > u64::from(job.cohort.deadline_seconds) {
+            warnings.push(format!(
+                "a client with {} steps takes {longest} s of virtual time, longer than [cohort] deadline_seconds = {}: \
+                 it will be late",
+                steps.maximum, job.cohort.deadline_seconds
+            ));
+        }
+        if federation.dataset.test.is_empty() {
+            warnings.push("the data hold nothing out: there will be no accuracy on held-out examples".into());
+        }
+        Ok(Self {
+            name: job.name.clone(),
+            architecture: job.model.architecture.name(),
+            parameters,
+            rounds: job.rounds,
+            partition: scenario.partition.scheme.name(),
+            clients,
+            invited,
+            cohort,
+            examples: spread.examples,
+            labels: spread.labels,
+            label_skew: spread.label_skew,
+            held_out: federation.dataset.test.len() as u64,
+            steps,
+            steps_per_round: all_steps / clients.max(1) * invited + all_steps % clients.max(1) * invited / clients.max(1),
+            bytes_down_per_round: down,
+            bytes_up_per_round: up,
+            bytes_in_all: (down + up).saturating_mul(u64::from(job.rounds)),
+            warnings,
+        })
+    }
+}
+
+struct Range(Quantiles);
+
+impl fmt::Display for Range {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Quantiles { minimum, median, maximum, .. } = self.0;
+        if minimum == maximum {
+            write!(f, "{median}")
+        } else {
+            write!(f, "{minimum} to {maximum}, median {median}")
+        }
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}: {}, {} parameters, {} rounds", self.name, self.architecture, self.parameters, self.rounds)?;
+        writeln!(f, "clients              {} ({}); {} invited to a round, {} waited for", self.clients, self.partition,
+            self.invited, self.cohort)?;
+        writeln!(f, "examples per client  {}; {} held out", Range(self.examples), self.held_out)?;
+        writeln!(f, "labels per client    {}; label skew {:.2} (0 even, 1 apart)", Range(self.labels), self.label_skew)?;
+        writeln!(f, "SGD steps            {} per client and round; about {} per round", Range(self.steps),
+            self.steps_per_round)?;
+        write!(f, "bytes                {} down and {} up per round; {} in all", bytes_words(self.bytes_down_per_round),
+            bytes_words(self.bytes_up_per_round), bytes_words(self.bytes_in_all))?;
+        for warning in &self.warnings {
+            write!(f, "\nnote: {warning}")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,416 @@
+//! The report of one run, and the comparison of several, as self-contained HTML.
+
+use std::collections::BTreeMap;
+
+use askama::Template;
+use tributary_common::job::Job;
+use tributary_common::progress::{bytes_words, dropped};
+use tributary_common::record::{EvaluationRecord, Metrics, RoundOutcome, RoundRecord};
+
+use super::chart::{self, Axis, Curve};
+use super::folder::{Loaded, Row};
+use crate::engine::STEP_MILLISECONDS;
+use crate::population::{Quantiles, SHOWN, Spread};
+
+/// Most classes for which the whole confusion matrix is shown.
+const MATRIX_CLASSES: usize = 30;
+
+/// What computed a run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Machine {
+    /// The processor's model.
+    pub processor: String,
+    /// The instruction sets that libtorch's kernels choose by.
+    pub instruction_sets: String,
+    /// What trained: libtorch with its version, or the arithmetic stand-in.
+    pub trainer: String,
+    /// Worker threads.
+    pub workers: usize,
+}
+
+/// What a report tells about one run.
+#[derive(Debug, Clone)]
+pub struct RunReport<'a> {
+    /// The job as resolved.
+    pub job: &'a Job,
+    /// The scenario as resolved.
+    pub scenario_toml: &'a str,
+    /// Why the run is not what was asked for: stopped, failed, interrupted.
+    pub warning: Option<String>,
+    /// A row per published round.
+    pub rows: &'a [Row],
+    /// The record of every attempt.
+    pub rounds: &'a [RoundRecord],
+    /// The evaluations.
+    pub evaluations: &'a [EvaluationRecord],
+    /// How the data are spread.
+    pub spread: &'a Spread,
+    /// Digest of the last published model, or of the initial one.
+    pub digest: String,
+    /// Wall time of the run.
+    pub seconds: f64,
+    /// What computed it.
+    pub machine: &'a Machine,
+}
+
+struct Picture {
+    svg: String,
+    caption: &'static str,
+}
+
+struct LegendEntry {
+    colour: String,
+    name: String,
+}
+
+struct Confusion {
+    caption: String,
+    classes: Vec<usize>,
+    rows: Vec<ConfusionRow>,
+}
+
+struct ConfusionRow {
+    class: usize,
+    cells: Vec<ConfusionCell>,
+}
+
+struct ConfusionCell {
+    count: String,
+    shade: String,
+}
+
+struct ClientRow {
+    client: String,
+    examples: u64,
+    accuracy: String,
+    loss: String,
+}
+
+#[derive(Default)]
+struct Heat {
+    width: usize,
+    height: usize,
+    cell_width: usize,
+    cell_height: usize,
+    texts: Vec<HeatText>,
+    cells: Vec<HeatCell>,
+    caption: String,
+}
+
+struct HeatText {
+    x: usize,
+    y: usize,
+    anchor: &'static str,
+    text: String,
+}
+
+struct HeatCell {
+    x: usize,
+    y: usize,
+    shade: String,
+    title: String,
+}
+
+#[derive(Template)]
+#[template(path = "report.html")]
+struct ReportPage<'a> {
+    name: &'a str,
+    warning: Option<&'a str>,
+    summary: Vec<(&'static str, String)>,
+    digest: &'a str,
+    curves: Vec<Picture>,
+    legend: Vec<LegendEntry>,
+    confusion: Option<Confusion>,
+    by_client: Vec<ClientRow>,
+    spread_words: String,
+    quantiles: Vec<(&'static str, Quantiles)>,
+    heat: Heat,
+    abandoned: Vec<String>,
+    machine: Vec<(&'static str, String)>,
+    step_milliseconds: u64,
+    job_toml: &'a str,
+    scenario_toml: &'a str,
+}
+
+struct ComparedRun {
+    name: String,
+    job: String,
+    algorithm: String,
+    seed: u64,
+    rounds: usize,
+    accuracy: String,
+    best: String,
+    loss: String,
+    bytes: String,
+    seconds: String,
+    digest: String,
+    short_digest: String,
+}
+
+#[derive(Template)]
+#[template(path = "comparison.html")]
+struct ComparisonPage {
+    runs: Vec<ComparedRun>,
+    curves: Vec<Picture>,
+    legend: Vec<LegendEntry>,
+    differences: Vec<(String, Vec<String>)>,
+}
+
+fn figure(value: Option<f64>) -> String {
+    value.map_or_else(|| "–".to_owned(), |value| format!("{value:.4}"))
+}
+
+fn pictures(accuracy: &[Curve], loss: &[Curve]) -> Vec<Picture> {
+    let accuracy = chart::curves(Axis::Share("accuracy (share correct)"), accuracy);
+    let loss = chart::curves(Axis::FromZero("mean loss (nats)"), loss);
+    let captions = [(accuracy, "Accuracy of the published model after each round."), (loss, "Mean cross-entropy loss.")];
+    captions.into_iter().filter_map(|(svg, caption)| Some(Picture { svg: svg?, caption })).collect()
+}
+
+fn legend(names: impl IntoIterator<Item = String>) -> Vec<LegendEntry> {
+    let entry = |(index, name)| LegendEntry { colour: chart::colour(index), name };
+    names.into_iter().enumerate().map(entry).collect()
+}
+
+/// The report of one run.
+///
+/// # Errors
+/// What the template engine or the job's TOML says, in one line; neither is expected to fail.
+pub fn render(report: &RunReport<'_>) -> Result<String, String> {
+    let job = report.job;
+    let job_toml = job.to_toml().map_err(|error| error.to_string())?;
+    let curve = |of: &dyn Fn(&EvaluationRecord) -> Option<Metrics>, value: fn(&Metrics) -> Option<f64>| -> Curve {
+        let point = |record: &EvaluationRecord| Some((f64::from(record.round), value(&of(record)?)?));
+        report.evaluations.iter().filter_map(point).collect()
+    };
+    let held_out = |record: &EvaluationRecord| record.held_out.clone();
+    let federated = |record: &EvaluationRecord| record.federated();
+    let of: [(&str, &dyn Fn(&EvaluationRecord) -> Option<Metrics>); 2] =
+        [("held-out examples", &held_out), ("clients' own test examples together", &federated)];
+    let present: Vec<_> =
+        of.into_iter().filter(|(_, of)| report.evaluations.iter().any(|record| of(record).is_some())).collect();
+    let accuracy: Vec<Curve> = present.iter().map(|(_, of)| curve(of, Metrics::accuracy)).collect();
+    let loss: Vec<Curve> = present.iter().map(|(_, of)| curve(of, Metrics::loss)).collect();
+
+    let last = report.evaluations.last();
+    let headline = last.and_then(EvaluationRecord::headline);
+    let (up, down) = report.rounds.iter().fold((0, 0), |(up, down), round| (up + round.bytes_up, down + round.bytes_down));
+    let per_round = report.seconds / report.rows.len().max(1) as f64;
+    let summary = vec![
+        ("rounds", format!("{} of {}", report.rows.len(), job.rounds)),
+        ("final accuracy", figure(headline.as_ref().and_then(Metrics::accuracy))),
+        ("final loss", figure(headline.as_ref().and_then(Metrics::loss))),
+        ("algorithm", algorithm(job)),
+        ("model", format!("{}, inputs {:?}, {} classes", job.model.architecture.name(), job.model.inputs, job.model.classes)),
+        ("bytes up, down", format!("{}, {}", bytes_words(up), bytes_words(down))),
+        ("drop-outs", report.rounds.iter().map(|round| round.dropped().count()).sum::<usize>().to_string()),
+        ("wall time", format!("{:.1} s, {per_round:.2} s per round", report.seconds)),
+        ("seed", job.seed.to_string()),
+    ];
+    let spread = report.spread;
+    let machine = report.machine;
+    ReportPage {
+        name: &job.name,
+        warning: report.warning.as_deref(),
+        summary,
+        digest: &report.digest,
+        curves: pictures(&accuracy, &loss),
+        legend: if present.len() > 1 { legend(present.iter().map(|(name, _)| (*name).to_owned())) } else { Vec::new() },
+        confusion: headline.as_ref().and_then(|metrics| confusion(metrics, job.model.classes, last.map_or(0, |l| l.round))),
+        by_client: last.map(by_client).unwrap_or_default(),
+        spread_words: format!(
+            "{} clients; label skew {:.2} (mean total variation distance between a client's labels and everybody's: \
+             0 is even, towards 1 each client has labels of its own).",
+            spread.clients, spread.label_skew
+        ),
+        quantiles: vec![("training examples", spread.examples), ("different labels", spread.labels)],
+        heat: heat(spread),
+        abandoned: report.rounds.iter().filter_map(abandoned).collect(),
+        machine: vec![
+            ("processor", machine.processor.clone()),
+            ("instruction sets", machine.instruction_sets.clone()),
+            ("trainer", machine.trainer.clone()),
+            ("workers", machine.workers.to_string()),
+            ("tributary", env!("CARGO_PKG_VERSION").to_owned()),
+        ],
+        step_milliseconds: STEP_MILLISECONDS,
+        job_toml: &job_toml,
+        scenario_toml: report.scenario_toml,
+    }
+    .render()
+    .map_err(|error| error.to_string())
+}
+
+fn algorithm(job: &Job) -> String {
+    match job.train.proximal_mu {
+        Some(mu) => format!("FedProx, µ = {mu}"),
+        None => "FedAvg".to_owned(),
+    }
+}
+
+fn confusion(metrics: &Metrics, classes: usize, round: u32) -> Option<Confusion> {
+    if metrics.confusion.is_empty() || metrics.confusion.len() != classes * classes || classes > MATRIX_CLASSES {
+        return None;
+    }
+    let row = |(class, counts): (usize, &[Option<u64>])| {
+        let sum = counts.iter().flatten().sum::<u64>().max(1) as f64;
+        let cell = |count: &Option<u64>| ConfusionCell {
+            count: count.map_or_else(|| "hidden".to_owned(), |count| count.to_string()),
+            shade: format!("{:.2}", 0.75 * count.unwrap_or(0) as f64 / sum),
+        };
+        ConfusionRow { class, cells: counts.iter().map(cell).collect() }
+    };
+    Some(Confusion {
+        caption: format!(
+            "{} examples after round {round}. Rows: label; columns: predicted class; shade: share of the row.",
+            metrics.examples
+        ),
+        classes: (0..classes).collect(),
+        rows: metrics.confusion.chunks(classes).enumerate().map(row).collect(),
+    })
+}
+
+fn by_client(record: &EvaluationRecord) -> Vec<ClientRow> {
+    let row = |client: String, metrics: &Metrics| ClientRow {
+        client,
+        examples: metrics.examples,
+        accuracy: figure(metrics.accuracy()),
+        loss: figure(metrics.loss()),
+    };
+    let mut rows: Vec<ClientRow> =
+        record.by_client.iter().take(SHOWN).map(|(client, metrics)| row(client.to_string(), metrics)).collect();
+    let accuracies: Vec<f64> = record.by_client.values().filter_map(Metrics::accuracy).collect();
+    if !accuracies.is_empty() {
+        let losses: Vec<f64> = record.by_client.values().filter_map(Metrics::loss).collect();
+        let mean = |values: &[f64]| figure(Some(values.iter().sum::<f64>() / values.len() as f64));
+        rows.push(ClientRow {
+            client: format!("mean of {} clients", accuracies.len()),
+            examples: record.by_client.values().map(|metrics| metrics.examples).sum(),
+            accuracy: mean(&accuracies),
+            loss: mean(&losses),
+        });
+    }
+    rows.extend(record.federated().map(|pooled| row("pooled".to_owned(), &pooled)));
+    rows
+}
+
+fn heat(spread: &Spread) -> Heat {
+    const LEFT: usize = 150;
+    const TOP: usize = 34;
+    let classes = spread.shown.iter().map(|client| client.counts.len()).max().unwrap_or(0).min(SHOWN);
+    let cell_width = (560 / classes.max(1)).clamp(5, 48);
+    let cell_height = if spread.shown.len() > 30 { 9 } else { 18 };
+    let mut heat = Heat {
+        width: LEFT + classes * cell_width + 70,
+        height: TOP + spread.shown.len() * cell_height + 4,
+        cell_width: cell_width - 1,
+        cell_height: cell_height - 1,
+        caption: format!(
+            "Each client's training examples by label{}. Shade: share of the client's examples; right: their number.",
+            if spread.clients > spread.shown.len() {
+                format!(", the first {} of {} clients", spread.shown.len(), spread.clients)
+            } else {
+                String::new()
+            }
+        ),
+        ..Heat::default()
+    };
+    let mut text = |x, y, anchor, text: String| heat.texts.push(HeatText { x, y, anchor, text });
+    text(LEFT - 8, 12, "end", "client".to_owned());
+    text(LEFT, 12, "start", "label".to_owned());
+    text(LEFT + classes * cell_width + 8, 12, "start", "examples".to_owned());
+    let every = 20usize.div_ceil(cell_width);
+    for class in (0..classes).step_by(every) {
+        text(LEFT + class * cell_width + cell_width / 2, TOP - 6, "middle", class.to_string());
+    }
+    for (row, client) in spread.shown.iter().enumerate() {
+        let y = TOP + row * cell_height;
+        if cell_height > 12 || row % 2 == 0 {
+            let name: String = client.client.chars().take(22).collect();
+            text(LEFT - 8, y + cell_height - cell_height / 4, "end", name);
+            text(LEFT + classes * cell_width + 8, y + cell_height - cell_height / 4, "start", client.examples.to_string());
+        }
+        for (class, count) in client.counts.iter().take(classes).enumerate().filter(|(_, count)| **count > 0) {
+            heat.cells.push(HeatCell {
+                x: LEFT + class * cell_width,
+                y,
+                shade: format!("{:.2}", 0.08 + 0.92 * *count as f64 / client.examples.max(1) as f64),
+                title: format!("{}, label {class}: {count} of {}", client.client, client.examples),
+            });
+        }
+    }
+    heat
+}
+
+fn abandoned(record: &RoundRecord) -> Option<String> {
+    let RoundOutcome::Abandoned { reason } = &record.outcome else { return None };
+    let out: Vec<String> =
+        dropped(record).into_iter().take(8).map(|drop| format!("{} {}", drop.client, drop.why)).collect();
+    let out = if out.is_empty() { String::new() } else { format!(" ({})", out.join(", ")) };
+    Some(format!("round {}, attempt {}: {reason}{out}", record.round, record.attempt))
+}
+
+/// The comparison of several runs' folders: their curves in one picture, their figures and what differs.
+///
+/// # Errors
+/// What the template engine says, in one line; it is not expected to fail.
+pub fn compare(runs: &[Loaded]) -> Result<String, String> {
+    let curve = |run: &Loaded, value: fn(&Row) -> Option<f64>| -> Curve {
+        run.rows.iter().filter_map(|row| Some((f64::from(row.round), value(row)?))).collect()
+    };
+    let accuracy: Vec<Curve> = runs.iter().map(|run| curve(run, |row| row.accuracy)).collect();
+    let loss: Vec<Curve> = runs.iter().map(|run| curve(run, |row| row.loss)).collect();
+    let compared = |run: &Loaded| {
+        let last = run.rows.last();
+        let best = run.rows.iter().filter_map(|row| row.accuracy).fold(None, |best: Option<f64>, value| {
+            Some(best.map_or(value, |best| best.max(value)))
+        });
+        ComparedRun {
+            name: run.name.clone(),
+            job: run.job.name.clone(),
+            algorithm: algorithm(&run.job),
+            seed: run.job.seed,
+            rounds: run.rows.len(),
+            accuracy: figure(last.and_then(|row| row.accuracy)),
+            best: figure(best),
+            loss: figure(last.and_then(|row| row.loss)),
+            bytes: bytes_words(run.rows.iter().map(|row| row.bytes_up + row.bytes_down).sum()),
+            seconds: format!("{:.1}", run.rows.iter().map(|row| row.seconds).sum::<f64>()),
+            digest: run.digest.map(|digest| digest.to_string()).unwrap_or_default(),
+            short_digest: run.digest.map_or_else(|| "–".to_owned(), |digest| digest.short()),
+        }
+    };
+    ComparisonPage {
+        runs: runs.iter().map(compared).collect(),
+        curves: pictures(&accuracy, &loss),
+        legend: legend(runs.iter().map(|run| format!("{} ({})", run.name, algorithm(&run.job)))),
+        differences: differences(runs)?,
+    }
+    .render()
+    .map_err(|error| error.to_string())
+}
+
+/// The settings that are not the same in all jobs, with each job's value.
+fn differences(runs: &[Loaded]) -> Result<Vec<(String, Vec<String>)>, String> {
+    let mut settings: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (index, run) in runs.iter().enumerate() {
+        let table = toml::Table::try_from(&run.job).map_err(|error| error.to_string())?;
+        for (key, value) in flatten(&table, "") {
+            let values = settings.entry(key).or_insert_with(|| vec!["–".to_owned(); runs.len()]);
+            values.get_mut(index).into_iter().for_each(|here| here.clone_from(&value));
+        }
+    }
+    let differ = |values: &Vec<String>| values.windows(2).any(|pair| pair.first() != pair.last());
+    Ok(settings.into_iter().filter(|(_, values)| differ(values)).collect())
+}
+
+fn flatten(table: &toml::Table, prefix: &str) -> Vec<(String, String)> {
+    let entry = |(key, value): (&String, &toml::Value)| match value {
+        toml::Value::Table(inner) => flatten(inner, &format!("{prefix}{key}.")),
+        value => vec![(format!("{prefix}{key}"), value.to_string())],
+    };
+    table.iter().flat_map(entry).collect()
+}
+
+#[cfg(test)]
+mod tests;
