@@ -149,7 +149,10 @@ fn join(server: &str, token: &str, dir: &Path, name: Option<&NodeName>) -> Resul
     let joined = runtime()?.block_on(enrol::join(server, &token, dir, name)).map_err(failed)?;
     let config = joined.config.display();
     let days = (joined.credentials.expires.seconds_since(Clock.now()) / 86_400.0).round();
-    say(format_args!("node {} is enrolled; its certificate is valid for {days} days", joined.credentials.node));
+    say(format_args!(
+        "node {} is enrolled; its certificate is valid for {days} days",
+        joined.credentials.node
+    ));
     if joined.config_kept {
         say(format_args!("{config} was there already and is left as it is"));
     } else {
@@ -180,7 +183,8 @@ fn run(start: &Start) -> Result<ExitCode, Failure> {
 
 fn policy_check(job: &Path, config_path: &Path) -> Result<ExitCode, Failure> {
     let config = NodeConfig::load(config_path).map_err(bad_usage)?;
-    let text = std::fs::read_to_string(job).map_err(|error| bad_usage(format!("{}: {error}", job.display())))?;
+    let text =
+        std::fs::read_to_string(job).map_err(|error| bad_usage(format!("{}: {error}", job.display())))?;
     let job = Job::parse(&text).map_err(|error| bad_usage(format!("{}: {error}", job.display())))?;
     let data = config.load_data(config_path).map_err(bad_usage)?;
     match config.profile(&data).check(&job, data.counts()) {
@@ -206,7 +210,10 @@ fn preflight(config_path: &Path) -> Result<ExitCode, Failure> {
         }
     };
     let config = NodeConfig::load(config_path);
-    check("configuration", config.as_ref().map(|_| config_path.display().to_string()).map_err(ToString::to_string));
+    check(
+        "configuration",
+        config.as_ref().map(|_| config_path.display().to_string()).map_err(ToString::to_string),
+    );
     if let Ok(config) = &config {
         check("data", describe_data(config, config_path));
         check("private key", key_is_private(&config.dir.join(KEY_FILE)));
@@ -234,7 +241,10 @@ fn describe_data(config: &NodeConfig, config_path: &Path) -> Result<String, Stri
         crate::machine::Role::Evaluator => counts.test,
     };
     if needed == 0 {
-        return Err(format!("{} training and {} test examples: nothing to do for this role", counts.train, counts.test));
+        return Err(format!(
+            "{} training and {} test examples: nothing to do for this role",
+            counts.train, counts.test
+        ));
     }
     let (train, test) = (counts.train, counts.test);
     Ok(format!("{train} training and {test} test examples of shape {shape:?} in {classes} classes"))
@@ -260,9 +270,21 @@ mod tests {
         CommandLine::command().debug_assert();
         let mut command = CommandLine::command();
         let help = command.find_subcommand_mut("start").unwrap().render_long_help().to_string();
-        assert!(help.contains("--config") && !help.contains("pause") && !help.contains("arithmetic"), "{help}");
+        assert!(
+            help.contains("--config") && !help.contains("pause") && !help.contains("arithmetic"),
+            "{help}"
+        );
         assert!(CommandLine::try_parse_from(["tributary-client", "join", "--server", "x"]).is_err());
-        let drill = ["tributary-client", "start", "--config", "n", "--pause-before-upload-seconds", "3", "--trainer", "arithmetic"];
+        let drill = [
+            "tributary-client",
+            "start",
+            "--config",
+            "n",
+            "--pause-before-upload-seconds",
+            "3",
+            "--trainer",
+            "arithmetic",
+        ];
         assert!(CommandLine::try_parse_from(drill).is_ok());
     }
 }

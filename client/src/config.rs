@@ -214,7 +214,10 @@ impl NodeData {
 impl Share {
     fn tables(&self) -> (PartitionConfig, Population) {
         let Self { scheme, shards_per_client, alpha, seed, clients, samples_per_client, .. } = *self;
-        (PartitionConfig { scheme, shards_per_client, alpha, seed }, Population { clients, samples_per_client })
+        (
+            PartitionConfig { scheme, shards_per_client, alpha, seed },
+            Population { clients, samples_per_client },
+        )
     }
 
     fn check(&self) -> Result<(), PartitionError> {
@@ -312,10 +315,17 @@ mod tests {
         assert!(error(&with("[policy]\nminimum_cel = 1")).contains("did you mean `policy.minimum_cell`?"));
         assert!(error(&with("[policy]\nallowed_architectures = ['cnn']")).contains("unknown variant `cnn`"));
         assert!(error(&with("[share]\nscheme = 'iid'\nclients = 2\nindex = 0")).contains("[share] seed"));
-        assert!(error(&with("[share]\nscheme = 'shards'\nclients = 2\nindex = 0\nseed = 1")).contains("[share]"));
-        assert!(error("server = 'http://h:1'\n[data]\nsource = 'synthetic'").contains("write https://HOST:PORT"));
+        assert!(
+            error(&with("[share]\nscheme = 'shards'\nclients = 2\nindex = 0\nseed = 1")).contains("[share]")
+        );
+        assert!(
+            error("server = 'http://h:1'\n[data]\nsource = 'synthetic'").contains("write https://HOST:PORT")
+        );
         assert!(error("server = 'https://h:1'\n[data]\nsource = 'idx'").contains("[data] path: missing"));
-        assert!(error("server = 'https://h:1'\n[data]\nsource = 'idx'\npth = 1").contains("did you mean `data.path`?"));
+        assert!(
+            error("server = 'https://h:1'\n[data]\nsource = 'idx'\npth = 1")
+                .contains("did you mean `data.path`?")
+        );
         assert!(error("server = 'https://h:1'").contains("missing field `data`"));
         assert!(error("server = ").contains("not TOML: line 1"));
     }

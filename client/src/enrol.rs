@@ -62,7 +62,9 @@ pub enum EnrolError {
         problem: String,
     },
     /// The certificate has expired.
-    #[error("the certificate of {node} has expired: ask the coordinator's operator for a token and run `tributary-client join` again")]
+    #[error(
+        "the certificate of {node} has expired: ask the coordinator's operator for a token and run `tributary-client join` again"
+    )]
     Expired {
         /// The node.
         node: NodeName,
@@ -88,7 +90,10 @@ pub struct Credentials {
 
 impl std::fmt::Debug for Credentials {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Credentials").field("node", &self.node).field("expires", &self.expires).finish_non_exhaustive()
+        f.debug_struct("Credentials")
+            .field("node", &self.node)
+            .field("expires", &self.expires)
+            .finish_non_exhaustive()
     }
 }
 
@@ -111,8 +116,9 @@ impl Credentials {
         let (key_pem, certificate_pem, authority_pem) =
             (read(KEY_FILE)?, read(CERTIFICATE_FILE)?, read(AUTHORITY_FILE)?);
         let wrong = |name: &str, problem: String| EnrolError::File { path: dir.join(name), problem };
-        let key = KeyPair::from_pem(&key_pem)
-            .map_err(|error| wrong(KEY_FILE, format!("not a private key ({error}); run `tributary-client join` again")))?;
+        let key = KeyPair::from_pem(&key_pem).map_err(|error| {
+            wrong(KEY_FILE, format!("not a private key ({error}); run `tributary-client join` again"))
+        })?;
         let facts = facts(&certificate_pem).map_err(|problem| wrong(CERTIFICATE_FILE, problem))?;
         if facts.public_key != key.public_key_raw() {
             let problem = "does not belong to key.pem; run `tributary-client join` again".into();
@@ -124,7 +130,8 @@ impl Credentials {
 
     /// Whether less than a third of the validity is left.
     pub fn is_due(&self, now: Time) -> bool {
-        let (left, whole) = (self.expires.0.saturating_sub(now.0), self.expires.0.saturating_sub(self.issued.0));
+        let (left, whole) =
+            (self.expires.0.saturating_sub(now.0), self.expires.0.saturating_sub(self.issued.0));
         left < whole / 3
     }
 
@@ -153,9 +160,11 @@ struct Facts {
 }
 
 fn facts(certificate_pem: &str) -> Result<Facts, String> {
-    let (_, pem) = parse_x509_pem(certificate_pem.as_bytes()).map_err(|_| "not a certificate in PEM".to_owned())?;
+    let (_, pem) =
+        parse_x509_pem(certificate_pem.as_bytes()).map_err(|_| "not a certificate in PEM".to_owned())?;
     let certificate = pem.parse_x509().map_err(|_| "not an X.509 certificate".to_owned())?;
-    let names: Vec<&str> = certificate.subject().iter_common_name().filter_map(|name| name.as_str().ok()).collect();
+    let names: Vec<&str> =
+        certificate.subject().iter_common_name().filter_map(|name| name.as_str().ok()).collect();
     let node = match names[..] {
         [name] => name.parse().map_err(|error: tributary_common::ids::IdError| error.to_string())?,
         _ => return Err("the certificate names no node".into()),
@@ -187,14 +196,24 @@ pub struct Joined {
 ///
 /// # Errors
 /// One line.
-pub async fn join(server: &str, token: &JoinToken, dir: &Path, name: Option<&NodeName>) -> Result<Joined, EnrolError> {
+pub async fn join(
+    server: &str,
+    token: &JoinToken,
+    dir: &Path,
+    name: Option<&NodeName>,
+) -> Result<Joined, EnrolError> {
     if let Some(asked) = name.filter(|asked| **asked != token.node) {
         return Err(EnrolError::Name { token: token.node.clone(), asked: asked.clone() });
     }
     join_through(&Dialer::new(server, &token.authority_pem), server, token, dir).await
 }
 
-async fn join_through(dialer: &Dialer, server: &str, token: &JoinToken, dir: &Path) -> Result<Joined, EnrolError> {
+async fn join_through(
+    dialer: &Dialer,
+    server: &str,
+    token: &JoinToken,
+    dir: &Path,
+) -> Result<Joined, EnrolError> {
     let _lock = Folder::open(dir)?;
     let key = own_key(&dir.join(KEY_FILE))?;
     let request = wire::EnrolRequest {
@@ -208,7 +227,9 @@ async fn join_through(dialer: &Dialer, server: &str, token: &JoinToken, dir: &Pa
     if answer.authority_pem.trim() != token.authority_pem.trim() {
         return Err(EnrolError::Answer("it names another authority than the token".into()));
     }
-    let write = |name: &str, mode, text: &str| write_whole(&dir.join(name), mode, |file| file.write_all(text.as_bytes()));
+    let write = |name: &str, mode, text: &str| {
+        write_whole(&dir.join(name), mode, |file| file.write_all(text.as_bytes()))
+    };
     write(AUTHORITY_FILE, 0o644, &token.authority_pem)?;
     write(CERTIFICATE_FILE, 0o644, &answer.certificate_pem)?;
     let config = dir.join(CONFIG_FILE);
@@ -248,14 +269,16 @@ fn own_key(path: &Path) -> Result<KeyPair, EnrolError> {
         }
         return Ok(key);
     }
-    let key = KeyPair::generate_for(&PKCS_ED25519).map_err(|error| wrong(format!("no key could be made: {error}")))?;
+    let key = KeyPair::generate_for(&PKCS_ED25519)
+        .map_err(|error| wrong(format!("no key could be made: {error}")))?;
     write_whole(path, 0o600, |file| file.write_all(key.serialize_pem().as_bytes()))?;
     Ok(key)
 }
 
 /// A certificate request (PKCS#10) for a key; the name in the certificate is the coordinator's to give.
 fn request_der(key: &KeyPair) -> Result<Vec<u8>, EnrolError> {
-    let unusable = |error: rcgen::Error| EnrolError::Answer(format!("no certificate request could be made: {error}"));
+    let unusable =
+        |error: rcgen::Error| EnrolError::Answer(format!("no certificate request could be made: {error}"));
     let mut parameters = CertificateParams::new(Vec::new()).map_err(unusable)?;
     parameters.distinguished_name = rcgen::DistinguishedName::new();
     Ok(parameters.serialize_request(key).map_err(unusable)?.der().to_vec())
@@ -266,7 +289,9 @@ async fn answered(
 ) -> Result<wire::EnrolResponse, EnrolError> {
     match tokio::time::timeout(Duration::from_secs(ANSWER_SECONDS), call).await {
         Ok(Ok(answer)) => Ok(answer.into_inner()),
-        Ok(Err(status)) if status.code() == tonic::Code::Unavailable || status.code() == tonic::Code::Unknown => {
+        Ok(Err(status))
+            if status.code() == tonic::Code::Unavailable || status.code() == tonic::Code::Unknown =>
+        {
             Err(EnrolError::Unreachable(status_line(&status)))
         }
         Ok(Err(status)) => Err(EnrolError::Refused(status_line(&status))),
@@ -285,7 +310,9 @@ fn check_answer(answer: &wire::EnrolResponse, key: &KeyPair, node: &NodeName) ->
     }
     let now = Clock.now();
     if now >= facts.expires || now < facts.issued {
-        return Err(EnrolError::Answer("the certificate is not valid now: check this machine's clock".into()));
+        return Err(EnrolError::Answer(
+            "the certificate is not valid now: check this machine's clock".into(),
+        ));
     }
     Ok(())
 }

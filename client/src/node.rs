@@ -276,7 +276,9 @@ impl Node {
             }
             Effect::Train { key, job, model } => self.worker.send(Command::Train { key, job, model })?,
             Effect::CancelTraining => self.worker.cancel(),
-            Effect::Evaluate { key, job, model } => self.worker.send(Command::Evaluate { key, job, model })?,
+            Effect::Evaluate { key, job, model } => {
+                self.worker.send(Command::Evaluate { key, job, model })?
+            }
             Effect::Store { key, model } => self.store(key, model),
             Effect::Upload { at, update } => self.upload(at, update),
             Effect::Forget { key } => {
@@ -304,7 +306,8 @@ impl Node {
             return;
         }
         self.model = None;
-        let (dialer, part, results) = (self.dialer.clone(), self.folder.part_path(model), self.results.clone());
+        let (dialer, part, results) =
+            (self.dialer.clone(), self.folder.part_path(model), self.results.clone());
         self.fetching = Some(tokio::spawn(async move {
             end(before).await;
             let input = match transport::fetch(&dialer, &part, model, bytes).await {
@@ -332,7 +335,8 @@ impl Node {
 
     fn upload(&mut self, at: Attempt, update: Kept) {
         let before = self.uploading.take().map(|(_, task)| task);
-        let (dialer, path, results) = (self.dialer.clone(), self.folder.update_path(at.key()), self.results.clone());
+        let (dialer, path, results) =
+            (self.dialer.clone(), self.folder.update_path(at.key()), self.results.clone());
         let pause = Duration::from_secs(self.options.pause_before_upload_seconds.into());
         let task = tokio::spawn(async move {
             end(before).await;
@@ -456,13 +460,15 @@ fn carry_out(
 
 fn failure(error: &TrainError) -> Failure {
     let reason = match error {
-        TrainError::NoExamples | TrainError::Inputs { .. } | TrainError::Label { .. } | TrainError::Examples(_) => {
-            Reason::Data
-        }
+        TrainError::NoExamples
+        | TrainError::Inputs { .. }
+        | TrainError::Label { .. }
+        | TrainError::Examples(_) => Reason::Data,
         TrainError::Model { .. } | TrainError::Job(_) => Reason::Unsupported,
-        TrainError::Cancelled | TrainError::Diverged { .. } | TrainError::LossNotFinite | TrainError::Torch(_) => {
-            Reason::Training
-        }
+        TrainError::Cancelled
+        | TrainError::Diverged { .. }
+        | TrainError::LossNotFinite
+        | TrainError::Torch(_) => Reason::Training,
     };
     Failure { reason, detail: transport::chain(error) }
 }
@@ -502,8 +508,12 @@ fn line(event: &NodeEvent) -> String {
         NodeEvent::Accepted { round, .. } => format!("round {round}: accepted"),
         NodeEvent::NotUsed { round, detail, .. } => format!("round {round}: not used ({detail})"),
         NodeEvent::Declined { round, detail, .. } => format!("round {round}: declined ({detail})"),
-        NodeEvent::Evaluated { round, examples: 0, .. } => format!("round {round}: asked to evaluate, nothing reported"),
-        NodeEvent::Evaluated { round, examples, .. } => format!("round {round}: evaluated on {examples} examples"),
+        NodeEvent::Evaluated { round, examples: 0, .. } => {
+            format!("round {round}: asked to evaluate, nothing reported")
+        }
+        NodeEvent::Evaluated { round, examples, .. } => {
+            format!("round {round}: evaluated on {examples} examples")
+        }
     }
 }
 

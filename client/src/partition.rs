@@ -112,7 +112,9 @@ pub enum PartitionError {
     #[error("{0}")]
     Invalid(String),
     /// There are more clients, or shards, than examples.
-    #[error("{wanted} {what} need as many training examples, but there are {examples}: lower [population] clients{hint}")]
+    #[error(
+        "{wanted} {what} need as many training examples, but there are {examples}: lower [population] clients{hint}"
+    )]
     TooFew {
         /// Clients or shards.
         what: &'static str,
@@ -124,7 +126,9 @@ pub enum PartitionError {
         hint: &'static str,
     },
     /// `natural` needs sites.
-    #[error("[partition] scheme = \"natural\" needs a data set with sites: give [data] sites, or use another scheme")]
+    #[error(
+        "[partition] scheme = \"natural\" needs a data set with sites: give [data] sites, or use another scheme"
+    )]
     NoSites,
     /// A client's name is not valid.
     #[error(transparent)]
@@ -148,9 +152,13 @@ impl PartitionConfig {
             return Err(PartitionError::NotAvailable(scheme.name()));
         }
         match (scheme, self.alpha) {
-            (Scheme::Dirichlet, None) => return invalid("[partition] dirichlet needs alpha, such as 0.3".into()),
+            (Scheme::Dirichlet, None) => {
+                return invalid("[partition] dirichlet needs alpha, such as 0.3".into());
+            }
             (Scheme::Dirichlet, Some(alpha)) if !(alpha > 0.0 && alpha <= 1e6) => {
-                return invalid(format!("[partition] alpha = {alpha}: above 0 and at most 1000000 is possible"));
+                return invalid(format!(
+                    "[partition] alpha = {alpha}: above 0 and at most 1000000 is possible"
+                ));
             }
             (Scheme::Dirichlet, Some(_)) | (_, None) => {}
             (_, Some(_)) => return invalid("[partition] alpha belongs to scheme = \"dirichlet\"".into()),
@@ -159,13 +167,19 @@ impl PartitionConfig {
             (Scheme::Shards, None) => {
                 return invalid("[partition] shards needs shards_per_client, such as 2".into());
             }
-            (Scheme::Shards, Some(0)) => return invalid("[partition] shards_per_client = 0: 1 is the least".into()),
+            (Scheme::Shards, Some(0)) => {
+                return invalid("[partition] shards_per_client = 0: 1 is the least".into());
+            }
             (Scheme::Shards, Some(_)) | (_, None) => {}
-            (_, Some(_)) => return invalid("[partition] shards_per_client belongs to scheme = \"shards\"".into()),
+            (_, Some(_)) => {
+                return invalid("[partition] shards_per_client belongs to scheme = \"shards\"".into());
+            }
         }
         match population.clients {
             None if scheme != Scheme::Natural => {
-                return invalid("[population] clients is missing: say how many clients share the data".into());
+                return invalid(
+                    "[population] clients is missing: say how many clients share the data".into(),
+                );
             }
             Some(clients) if !(1..=CLIENTS).contains(&clients) => {
                 return invalid(format!("[population] clients = {clients}: 1 to {CLIENTS} are possible"));
@@ -261,7 +275,8 @@ fn natural(population: &Population, sites: &[Site]) -> Result<Vec<Share>, Partit
         )));
     }
     let rows = |range: &std::ops::Range<usize>| range.clone().map(position).collect();
-    let share = |site: &Site| Share { name: site.name.clone(), train: rows(&site.train), test: rows(&site.test) };
+    let share =
+        |site: &Site| Share { name: site.name.clone(), train: rows(&site.train), test: rows(&site.test) };
     Ok(sites.iter().map(share).collect())
 }
 
@@ -343,8 +358,11 @@ fn dealt_by_dirichlet(
     let mut decks: Vec<Deck> = by_label(labels).into_iter().map(Deck::new).collect();
     let mut client = |_| {
         let mut sum = 0.0;
-        let shares = proportions(decks.len(), alpha, stream).into_iter();
-        let cumulative: Vec<f64> = shares.map(|share| std::mem::replace(&mut sum, sum + share) + share).collect();
+        let mut cumulative = proportions(decks.len(), alpha, stream);
+        for share in &mut cumulative {
+            sum += *share;
+            *share = sum;
+        }
         let mut card = |_| {
             let draw = stream.random::<f64>() * sum;
             let label = cumulative.partition_point(|upper| *upper <= draw).min(decks.len() - 1);
@@ -515,7 +533,9 @@ mod tests {
             assert!(largest_label(1000.0, samples) < 0.2, "{}", largest_label(1000.0, samples));
         }
         let drawn = proportions(50, 1e-3, &mut Stream::new(1, Purpose::Partition, 0, ""));
-        assert!((drawn.iter().sum::<f64>() - 1.0).abs() < 1e-9 && drawn.iter().all(|share| share.is_finite()));
+        assert!(
+            (drawn.iter().sum::<f64>() - 1.0).abs() < 1e-9 && drawn.iter().all(|share| share.is_finite())
+        );
     }
 
     #[test]

@@ -72,7 +72,8 @@ impl Folder {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(at(folder))?;
         }
         let path = dir.join("lock");
-        let lock = OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(at(&path))?;
+        let lock =
+            OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(at(&path))?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(FolderError::Locked(dir.to_path_buf())),
@@ -157,10 +158,13 @@ impl Folder {
         let mut entries = Vec::new();
         let mut known = Vec::new();
         let paths = files(&self.dir.join("outbox"))?;
-        for path in paths.iter().filter(|path| path.extension().is_some_and(|extension| extension == "json")) {
+        for path in paths.iter().filter(|path| path.extension().is_some_and(|extension| extension == "json"))
+        {
             let entry = fs::read(path).ok().and_then(|json| serde_json::from_slice::<Entry>(&json).ok());
             match entry {
-                Some(Entry { key, kept }) if *path == self.entry_path(key, "json") && self.is_whole(key, &kept) => {
+                Some(Entry { key, kept })
+                    if *path == self.entry_path(key, "json") && self.is_whole(key, &kept) =>
+                {
                     known.extend([path.clone(), self.update_path(key)]);
                     entries.push((key, kept));
                 }
@@ -257,8 +261,9 @@ mod tests {
         let model = Digest::of(b"model");
         let delta: Vec<f32> = (0..100_000).map(|i| i as f32 * 0.5).collect();
         let folder = Folder::open(dir.path()).unwrap();
-        let kept: Vec<_> =
-            (1..=4).map(|round| (key(round), folder.keep(key(round), model, &delta, 7, Time(9)).unwrap())).collect();
+        let kept: Vec<_> = (1..=4)
+            .map(|round| (key(round), folder.keep(key(round), model, &delta, 7, Time(9)).unwrap()))
+            .collect();
         assert_eq!(kept[0].1.digest, Some(tributary_common::model::digest(&delta)));
         assert_eq!(fs::read(folder.update_path(key(1))).unwrap(), to_bytes(&delta));
         folder.forget(key(2)).unwrap();

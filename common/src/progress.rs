@@ -8,7 +8,9 @@ use serde::Serialize;
 
 use crate::digest::Digest;
 use crate::ids::NodeName;
-use crate::record::{Participation, Reason, RoundOutcome, RoundRecord, RunEvent, RunState};
+use crate::record::{
+    EvaluationRecord, Participation, Reason, RoundOutcome, RoundRecord, RunEvent, RunState,
+};
 use crate::time::Time;
 
 /// A client that was invited and is not in the sum.
@@ -251,6 +253,22 @@ fn reason_words(reason: Reason) -> &'static str {
     }
 }
 
+/// The events that a run's records tell, in the order in which they happened.
+pub fn history(rounds: Vec<RoundRecord>, evaluations: Vec<EvaluationRecord>) -> Vec<RunEvent> {
+    let mut events = Vec::with_capacity(rounds.len() + evaluations.len());
+    let mut evaluations = evaluations.into_iter().peekable();
+    let evaluated = |record: EvaluationRecord| RunEvent::Evaluated { record };
+    for record in rounds {
+        let published = matches!(record.outcome, RoundOutcome::Published { .. }).then_some(record.round);
+        events.push(RunEvent::RoundEnded { record });
+        while let Some(record) = evaluations.next_if(|evaluation| Some(evaluation.round) <= published) {
+            events.push(evaluated(record));
+        }
+    }
+    events.extend(evaluations.map(evaluated));
+    events
+}
+
 /// A number of bytes for people: `812 B`, `1.3 MB`.
 pub fn bytes_words(bytes: u64) -> String {
     let mut value = bytes as f64;
@@ -339,7 +357,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::record::{Abandonment, EvaluationRecord, Metrics};
+    use crate::record::{Abandonment, Metrics};
 
     fn record(round: u32, outcome: RoundOutcome) -> RoundRecord {
         let accepted = Participation::Accepted { digest: None, examples: 3, bytes: 12 };
@@ -435,6 +453,24 @@ mod tests {
         assert!(lines[0].to_string().starts_with("failed: 1 of at least 2"));
         let stopped = Progress::new(3).take(None, &ended(RunState::Stopped, 0));
         assert!(stopped[0].to_json().starts_with(r#"{"event":"stopped","#));
+    }
+
+    #[test]
+    fn records_tell_the_story_again() {
+        let reason = Abandonment::BelowMinimum { accepted: 1, minimum: 2 };
+        let (RunEvent::RoundEnded { record: first }, RunEvent::Evaluated { record: evaluation }) =
+            (published(1), evaluated(1))
+        else {
+            unreachable!("made above");
+        };
+        let abandoned = record(2, RoundOutcome::Abandoned { reason });
+        let mut progress = Progress::new(2);
+        let events = history(vec![first, abandoned], vec![evaluation]);
+        let lines: Vec<Line> = events.iter().flat_map(|event| progress.take(None, event)).collect();
+        assert!(
+            matches!(lines[..], [Line::Round { accuracy: Some(0.75), .. }, Line::Abandoned { round: 2, .. }]),
+            "{lines:?}"
+        );
     }
 
     #[test]

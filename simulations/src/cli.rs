@@ -31,8 +31,12 @@ const MODEL_FILE_BYTES: u64 = 1 << 38;
 
 /// Simulates federated learning with the code that a real federation runs.
 #[derive(Debug, Parser)]
-#[command(name = "tributary-sim", version, after_help = "Exit codes: 0 done, 1 a failed or stopped run, \
-2 bad usage, configuration or data, 130 interrupted (what was reached is in the run's folder).")]
+#[command(
+    name = "tributary-sim",
+    version,
+    after_help = "Exit codes: 0 done, 1 a failed or stopped run, \
+2 bad usage, configuration or data, 130 interrupted (what was reached is in the run's folder)."
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -205,7 +209,8 @@ fn perform(command: Command, out: &mut dyn Write) -> Result<(), End> {
             writeln!(out, "{text}").map_err(failed)
         }
         Command::Report { runs, out: file } => {
-            let runs = runs.iter().map(|run| report::load(run)).collect::<Result<Vec<_>, _>>().map_err(unusable)?;
+            let runs =
+                runs.iter().map(|run| report::load(run)).collect::<Result<Vec<_>, _>>().map_err(unusable)?;
             let html = report::compare(&runs).map_err(failed)?;
             std::fs::write(&file, html)
                 .map_err(|cause| unusable(format!("{}: cannot be written ({cause})", file.display())))?;
@@ -230,7 +235,10 @@ fn run(arguments: &RunArguments, out: &mut dyn Write) -> Result<(), End> {
     let spread = Spread::of(&federation);
     let clients: BTreeSet<_> = federation.shares.iter().map(|share| &share.name).collect();
     let imposed = arguments.replay.as_deref();
-    let imposed = imposed.map(|path| replay::read(path, scenario.job.rounds, &clients)).transpose().map_err(unusable)?;
+    let imposed = imposed
+        .map(|path| replay::read(path, scenario.job.rounds, &clients))
+        .transpose()
+        .map_err(unusable)?;
 
     let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
     let workers = arguments.workers.map_or_else(cores, std::num::NonZeroUsize::get);
@@ -241,8 +249,9 @@ fn run(arguments: &RunArguments, out: &mut dyn Write) -> Result<(), End> {
     }
     let stop = interruptible().map_err(failed)?;
     let settings = Settings { workers, trainer, initial, imposed };
-    let finished =
-        engine::simulate(&scenario, federation, settings, &stop, &mut |observation| follower.observe(observation));
+    let finished = engine::simulate(&scenario, federation, settings, &stop, &mut |observation| {
+        follower.observe(observation)
+    });
     let (rows, seconds) = follower.finish();
     let finished = finished.map_err(failed)?;
 
@@ -318,12 +327,11 @@ fn opening(scenario: &Scenario, layout: &Layout, spread: &Spread, workers: usize
 
 fn trainer(kind: TrainerKind) -> (MakeTrainer, &'static str) {
     match kind {
-        TrainerKind::Torch => {
-            (Arc::new(|| Ok(Box::new(TorchTrainer::new()) as Box<dyn Trainer>)), LIBTORCH)
-        }
-        TrainerKind::Arithmetic => {
-            (Arc::new(|| Ok(Box::new(ArithmeticTrainer) as Box<dyn Trainer>)), "the arithmetic stand-in: nothing is learnt")
-        }
+        TrainerKind::Torch => (Arc::new(|| Ok(Box::new(TorchTrainer::new()) as Box<dyn Trainer>)), LIBTORCH),
+        TrainerKind::Arithmetic => (
+            Arc::new(|| Ok(Box::new(ArithmeticTrainer) as Box<dyn Trainer>)),
+            "the arithmetic stand-in: nothing is learnt",
+        ),
     }
 }
 
@@ -396,8 +404,11 @@ fn fetch_mnist(into: &Path, mirror: &str, out: &mut dyn Write) -> Result<(), End
     let fetched = fetch::fetch_mnist(mirror, into, &mut tell);
     bar.finish_and_clear();
     fetched.map_err(failed)?;
-    let _ = writeln!(out, "use it with: [data] source = \"idx\", path = \"mnist\" and --data {}", 
-        into.parent().unwrap_or(Path::new(".")).display());
+    let _ = writeln!(
+        out,
+        "use it with: [data] source = \"idx\", path = \"mnist\" and --data {}",
+        into.parent().unwrap_or(Path::new(".")).display()
+    );
     Ok(())
 }
 

@@ -343,7 +343,9 @@ impl Simulation<'_> {
 
     /// Waits for the answer that is due at `at`, and delivers it; gives up when the simulation is to stop.
     fn deliver(&mut self, at: (Time, NodeName), stop: &AtomicBool) {
-        let Some((ticket, key)) = self.pending.get(&at).map(|pending| (pending.ticket, pending.key)) else { return };
+        let Some((ticket, key)) = self.pending.get(&at).map(|pending| (pending.ticket, pending.key)) else {
+            return;
+        };
         while !self.answers.contains_key(&ticket) {
             match self.pool.answer(PATIENCE) {
                 Some((answered, outcome)) => {
@@ -369,7 +371,9 @@ impl Simulation<'_> {
                 self.updates.insert(name.clone(), update);
                 Input::Trained { key, result: Ok(trained) }
             }
-            Some(Outcome::Trained(Err(detail))) => Input::Trained { key, result: Err(training_failed(detail)) },
+            Some(Outcome::Trained(Err(detail))) => {
+                Input::Trained { key, result: Err(training_failed(detail)) }
+            }
             Some(Outcome::Evaluated(Ok(metrics))) => Input::Evaluated { key, result: Ok(metrics) },
             Some(Outcome::Evaluated(Err(detail))) => {
                 (self.observe)(Observation::EvaluationFailed { client: &name, detail: &detail });
@@ -476,15 +480,18 @@ impl Simulation<'_> {
                 let kept = Kept { model, digest: None, bytes, examples: update.examples, stored: self.now };
                 Input::Stored { key, result: Ok(kept) }
             }
-            Effect::Upload { at, update: Kept { bytes, examples, digest, .. } } => match self.updates.remove(name) {
-                // In memory nothing is lost on the way: the values need not be kept for a second upload.
-                Some(update) => {
-                    let payload = Payload::Values(Arc::new(update.delta));
-                    let update = Update { node: name.clone(), round: at.round, examples, bytes, digest, payload };
-                    return self.actions.push_back(Action::Update(name.clone(), at, update));
+            Effect::Upload { at, update: Kept { bytes, examples, digest, .. } } => {
+                match self.updates.remove(name) {
+                    // In memory nothing is lost on the way: the values need not be kept for a second upload.
+                    Some(update) => {
+                        let payload = Payload::Values(Arc::new(update.delta));
+                        let update =
+                            Update { node: name.clone(), round: at.round, examples, bytes, digest, payload };
+                        return self.actions.push_back(Action::Update(name.clone(), at, update));
+                    }
+                    None => Input::UploadRefused { at, detail: "the update was delivered before".into() },
                 }
-                None => Input::UploadRefused { at, detail: "the update was delivered before".into() },
-            },
+            }
             Effect::Forget { .. } => {
                 self.updates.remove(name);
                 return;

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use tributary_common::progress::{Line, Progress};
+use tributary_common::progress::Progress;
 use tributary_common::record::RunEvent;
 use tributary_common::time::Time;
 
@@ -17,7 +17,7 @@ const NOTES: usize = 10;
 
 /// How lines are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
-pub enum Format {
+pub(crate) enum Format {
     /// For people.
     #[default]
     Human,

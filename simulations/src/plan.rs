@@ -73,7 +73,9 @@ impl Plan {
         let mut warnings = Vec::new();
         if clients < u64::from(job.invited()) {
             let wanted = job.invited();
-            warnings.push(format!("a round wants {wanted} clients, but there are {clients}: each round has them all"));
+            warnings.push(format!(
+                "a round wants {wanted} clients, but there are {clients}: each round has them all"
+            ));
         }
         let longest = steps.maximum.saturating_mul(STEP_MILLISECONDS).div_ceil(1000);
         if longest > u64::from(job.cohort.deadline_seconds) {
@@ -100,7 +102,8 @@ impl Plan {
             label_skew: spread.label_skew,
             held_out: federation.dataset.test.len() as u64,
             steps,
-            steps_per_round: all_steps / clients.max(1) * invited + all_steps % clients.max(1) * invited / clients.max(1),
+            steps_per_round: all_steps / clients.max(1) * invited
+                + all_steps % clients.max(1) * invited / clients.max(1),
             bytes_down_per_round: down,
             bytes_up_per_round: up,
             bytes_in_all: (down + up).saturating_mul(u64::from(job.rounds)),
@@ -124,15 +127,36 @@ impl fmt::Display for Range {
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}: {}, {} parameters, {} rounds", self.name, self.architecture, self.parameters, self.rounds)?;
-        writeln!(f, "clients              {} ({}); {} invited to a round, {} waited for", self.clients, self.partition,
-            self.invited, self.cohort)?;
+        writeln!(
+            f,
+            "{}: {}, {} parameters, {} rounds",
+            self.name, self.architecture, self.parameters, self.rounds
+        )?;
+        writeln!(
+            f,
+            "clients              {} ({}); {} invited to a round, {} waited for",
+            self.clients, self.partition, self.invited, self.cohort
+        )?;
         writeln!(f, "examples per client  {}; {} held out", Range(self.examples), self.held_out)?;
-        writeln!(f, "labels per client    {}; label skew {:.2} (0 even, 1 apart)", Range(self.labels), self.label_skew)?;
-        writeln!(f, "SGD steps            {} per client and round; about {} per round", Range(self.steps),
-            self.steps_per_round)?;
-        write!(f, "bytes                {} down and {} up per round; {} in all", bytes_words(self.bytes_down_per_round),
-            bytes_words(self.bytes_up_per_round), bytes_words(self.bytes_in_all))?;
+        writeln!(
+            f,
+            "labels per client    {}; label skew {:.2} (0 even, 1 apart)",
+            Range(self.labels),
+            self.label_skew
+        )?;
+        writeln!(
+            f,
+            "SGD steps            {} per client and round; about {} per round",
+            Range(self.steps),
+            self.steps_per_round
+        )?;
+        write!(
+            f,
+            "bytes                {} down and {} up per round; {} in all",
+            bytes_words(self.bytes_down_per_round),
+            bytes_words(self.bytes_up_per_round),
+            bytes_words(self.bytes_in_all)
+        )?;
         for warning in &self.warnings {
             write!(f, "\nnote: {warning}")?;
         }

@@ -68,7 +68,8 @@ impl Spread {
         let count = |share: &Share| {
             let mut counts = vec![0u64; dataset.classes];
             for at in share.train.iter() {
-                let label = dataset.train.labels.get(*at as usize).and_then(|label| usize::try_from(*label).ok());
+                let label =
+                    dataset.train.labels.get(*at as usize).and_then(|label| usize::try_from(*label).ok());
                 if let Some(count) = label.and_then(|label| counts.get_mut(label)) {
                     *count += 1;
                 }
@@ -86,7 +87,8 @@ impl Spread {
             let counts = count(share);
             let examples = share.train.len().max(1) as f64;
             let differences = counts.iter().zip(&all);
-            let differences = differences.map(|(own, all)| (*own as f64 / examples - *all as f64 / total).abs());
+            let differences =
+                differences.map(|(own, all)| (*own as f64 / examples - *all as f64 / total).abs());
             distance += differences.sum::<f64>() / 2.0;
             labels.push(counts.iter().filter(|count| **count > 0).count() as u64);
             if shown.len() < SHOWN {

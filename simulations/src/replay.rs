@@ -75,8 +75,11 @@ pub fn read(path: &Path, rounds: u32, clients: &BTreeSet<&NodeName>) -> Result<I
         if text.trim().is_empty() {
             continue;
         }
-        let record: RoundRecord = serde_json::from_str(&text)
-            .map_err(|error| ReplayError::Line { path: path.clone(), line, detail: error.to_string() })?;
+        let record: RoundRecord = serde_json::from_str(&text).map_err(|error| ReplayError::Line {
+            path: path.clone(),
+            line,
+            detail: error.to_string(),
+        })?;
         if matches!(record.outcome, RoundOutcome::Published { .. }) {
             sets.insert(record.round, record.accepted().cloned().collect());
         }
@@ -122,8 +125,11 @@ mod tests {
     fn the_published_rounds_are_imposed_and_gaps_are_named() {
         let published = || RoundOutcome::Published { model: Digest::of(b"m") };
         let abandoned = RoundOutcome::Abandoned { reason: Abandonment::Stopped };
-        let records =
-            [record(1, &["a"], abandoned), record(1, &["a", "b"], published()), record(2, &["b"], published())];
+        let records = [
+            record(1, &["a"], abandoned),
+            record(1, &["a", "b"], published()),
+            record(2, &["b"], published()),
+        ];
         let text: String = records.iter().map(|r| serde_json::to_string(r).unwrap() + "\n").collect();
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("rounds.jsonl");
@@ -135,11 +141,17 @@ mod tests {
             assert_eq!(sets[&1].iter().map(NodeName::as_str).collect::<Vec<_>>(), ["a", "b"]);
             assert_eq!(sets[&2].len(), 1);
         }
-        let error = |rounds, clients: &BTreeSet<&NodeName>| read(&path, rounds, clients).unwrap_err().to_string();
+        let error =
+            |rounds, clients: &BTreeSet<&NodeName>| read(&path, rounds, clients).unwrap_err().to_string();
         assert!(error(3, &clients).contains("round 3 is not in it, but the job has 3: give --set rounds=2"));
         assert!(error(2, &clients.iter().skip(1).copied().collect()).contains("an update of a, who is not"));
         std::fs::write(&path, format!("{text}{{\"event\":\"round\"}}\n")).unwrap();
         assert!(error(2, &clients).contains("line 4: not the record of a round"));
-        assert!(read(&folder.path().join("none"), 1, &clients).unwrap_err().to_string().contains("cannot be read"));
+        assert!(
+            read(&folder.path().join("none"), 1, &clients)
+                .unwrap_err()
+                .to_string()
+                .contains("cannot be read")
+        );
     }
 }

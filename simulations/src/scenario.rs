@@ -151,15 +151,19 @@ impl Scenario {
                 let job_path = folder.join(name);
                 let text = read_text(&job_path, ": `job` names a file beside the scenario")?;
                 let table = document::parse(&text);
-                let table = table.map_err(|error| ScenarioError::Document { path: job_path.clone(), error })?;
+                let table =
+                    table.map_err(|error| ScenarioError::Document { path: job_path.clone(), error })?;
                 (job_path, table)
             }
             Some(_) => return Err(invalid("`job` must be a file's name, or a table: write [job]".into())),
-            None => return Err(invalid("`job` is missing: name the job's file, or write it under [job]".into())),
+            None => {
+                return Err(invalid("`job` is missing: name the job's file, or write it under [job]".into()));
+            }
         };
         apply(&overrides.set, &mut table, &mut job_table)?;
         if let Some(seed) = overrides.seed {
-            let seed = i64::try_from(seed).map_err(|_| invalid(format!("--seed {seed}: at most {}", i64::MAX)))?;
+            let seed =
+                i64::try_from(seed).map_err(|_| invalid(format!("--seed {seed}: at most {}", i64::MAX)))?;
             job_table.insert("seed".into(), Value::Integer(seed));
         }
         let job = Job::from_table(job_table).map_err(|error| ScenarioError::Job { path: job_path, error })?;
@@ -258,7 +262,8 @@ fn read_text(path: &Path, hint: &'static str) -> Result<String, ScenarioError> {
     let io = |cause| ScenarioError::Io { path: path.to_path_buf(), cause, hint };
     let bytes = std::fs::metadata(path).map_err(io)?.len();
     if bytes > FILE_BYTES {
-        let problem = format!("{bytes} bytes are too many for a scenario or a job: at most {FILE_BYTES} are read");
+        let problem =
+            format!("{bytes} bytes are too many for a scenario or a job: at most {FILE_BYTES} are read");
         return Err(ScenarioError::Invalid { path: path.to_path_buf(), problem });
     }
     std::fs::read_to_string(path).map_err(io)
@@ -291,7 +296,8 @@ fn apply(assignments: &[String], scenario: &mut Table, job: &mut Table) -> Resul
             document::set(job, assignment).map_err(wrong)?;
         } else {
             document::set(scenario, assignment).map_err(wrong)?;
-            let mut all: Vec<_> = job::SCHEMA.tables.iter().chain(SCHEMA.tables).map(|(name, _)| *name).collect();
+            let mut all: Vec<_> =
+                job::SCHEMA.tables.iter().chain(SCHEMA.tables).map(|(name, _)| *name).collect();
             all.extend(job::SCHEMA.keys);
             if !all.contains(&first) {
                 let nearest = document::nearest(first, all.into_iter()).map(str::to_owned);
@@ -325,20 +331,26 @@ mod tests {
 
     #[test]
     fn overrides_find_the_job_or_the_scenario_by_their_first_key() {
-        let set = ["train.learning_rate=0.5", "seed=9", "job.rounds=7", "population.clients=6", "data.seed=3"];
+        let set =
+            ["train.learning_rate=0.5", "seed=9", "job.rounds=7", "population.clients=6", "data.seed=3"];
         let scenario = read(SCENARIO, &set).unwrap();
         assert_eq!((scenario.job.train.learning_rate, scenario.job.seed, scenario.job.rounds), (0.5, 9, 7));
         assert_eq!((scenario.population.clients, scenario.data.seed), (Some(6), Some(3)));
         assert_eq!(scenario.policy.minimum_cell, 0);
-        let stricter = read(SCENARIO, &["policy.minimum_cell=10", "partition.scheme=dirichlet", "partition.alpha=1.0"]);
+        let stricter =
+            read(SCENARIO, &["policy.minimum_cell=10", "partition.scheme=dirichlet", "partition.alpha=1.0"]);
         assert_eq!(stricter.unwrap().policy.minimum_cell, 10);
     }
 
     #[test]
     fn an_inline_job_is_the_same_job_and_a_resolved_scenario_reads_back() {
         let rest = SCENARIO.trim_start_matches("job = 'job.toml'\n");
-        let inline = format!("{rest}[job]\n{}", JOB.replace("[model]", "[job.model]")
-            .replace("[train]", "[job.train]").replace("[cohort]", "[job.cohort]"));
+        let inline = format!(
+            "{rest}[job]\n{}",
+            JOB.replace("[model]", "[job.model]")
+                .replace("[train]", "[job.train]")
+                .replace("[cohort]", "[job.cohort]")
+        );
         let (apart, inline) = (read(SCENARIO, &[]).unwrap(), read(&inline, &[]).unwrap());
         assert_eq!(apart.job, inline.job);
         let folder = tempfile::tempdir().unwrap();
@@ -346,7 +358,10 @@ mod tests {
         let path = folder.path().join("scenario.toml");
         std::fs::write(&path, apart.to_toml().unwrap()).unwrap();
         let again = Scenario::read(&path, &Overrides::default()).unwrap();
-        assert_eq!((again.job, again.population, again.partition), (apart.job, apart.population, apart.partition));
+        assert_eq!(
+            (again.job, again.population, again.partition),
+            (apart.job, apart.population, apart.partition)
+        );
         assert_eq!((again.policy, again.data), (apart.policy, apart.data));
     }
 

@@ -219,14 +219,13 @@ impl Coordinator {
         json_lines(&output.stdout)[0]["token"].as_str().expect("a token").to_owned()
     }
 
-    /// Joins a node: `configuration` is appended to its `node.toml`.
+    /// Joins a node and writes its `node.toml`: where the coordinator is, and `configuration`.
     pub fn join(&self, name: &str, configuration: &str) -> PathBuf {
         let dir = self.folder.path().join(name);
         let (url, token) = (self.url(), self.token(name));
         run("tributary-client", &["join", "--server", &url, "--token", &token, "--dir", dir.to_str().expect("UTF-8")], 0);
         let config = dir.join("node.toml");
-        let text = std::fs::read_to_string(&config).expect("node.toml");
-        std::fs::write(&config, format!("{text}\n{configuration}\n")).expect("node.toml");
+        std::fs::write(&config, format!("server = \"{url}\"\n{configuration}\n")).expect("node.toml");
         config
     }
 

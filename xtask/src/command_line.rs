@@ -10,6 +10,7 @@ usage: cargo xtask COMMAND
   setup              fetch libtorch 2.13.0 (526 MB, once per user) and link it into the repository
   demo [ARGUMENTS]   train the federation of jobs/demo.toml in the simulator; the arguments go to
                      `tributary-sim run`, for example: cargo xtask demo --workers 1 --set rounds=5
+  demo --real        the same with a coordinator and nodes as processes of their own over mutual TLS
   test [--quick]     formatting, clippy, all tests, documentation, licences
                      (--quick: formatting, clippy, tests without the tests of whole processes)
   dist [--out DIR]   one tarball for each role, for machines without Rust (DIR: dist)
@@ -26,6 +27,8 @@ pub(crate) enum Command {
     Demo {
         arguments: Vec<String>,
     },
+    /// A coordinator and nodes as real processes.
+    RealDemo,
     Test {
         quick: bool,
     },
@@ -44,6 +47,9 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Comma
         name if is_help(name) => Ok(Command::Help),
         "setup" | "demo" | "test" | "dist" if asks_help => Ok(Command::Help),
         "setup" => none_left(&name, &rest).map(|()| Command::Setup),
+        "demo" if rest.first().is_some_and(|first| first == "--real") => {
+            none_left("demo --real", rest.get(1..).unwrap_or_default()).map(|()| Command::RealDemo)
+        }
         "demo" => Ok(Command::Demo { arguments: rest }),
         "test" => match rest.as_slice() {
             [] => Ok(Command::Test { quick: false }),
@@ -90,6 +96,12 @@ mod tests {
     fn demo_passes_its_arguments_on() {
         let arguments = ["--workers", "2", "--set", "rounds=3"].map(str::to_owned).to_vec();
         assert_eq!(parsed("demo --workers 2 --set rounds=3"), Ok(Command::Demo { arguments }));
+    }
+
+    #[test]
+    fn the_real_demo_takes_no_arguments() {
+        assert_eq!(parsed("demo --real"), Ok(Command::RealDemo));
+        assert!(parsed("demo --real --workers 2").unwrap_err().contains("--workers"));
     }
 
     #[test]

@@ -5,6 +5,7 @@ mod command_line;
 mod demo;
 mod dist;
 mod download;
+mod federation;
 mod files;
 mod libtorch;
 mod test;
@@ -40,6 +41,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Help => print!("{USAGE}"),
         Command::Setup => libtorch::set_up(&repository)?,
         Command::Demo { arguments } => return demo::run(&repository, &arguments),
+        Command::RealDemo => return federation::run(&repository),
         Command::Test { quick } => test::run(&repository, quick)?,
         Command::Dist { out } => dist::run(&repository, out.as_deref())?,
     }

@@ -4,7 +4,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::{Arc, Mutex};
 
 use rcgen::{
-    BasicConstraints, CertificateSigningRequestParams, CertifiedIssuer, DistinguishedName, DnType, IsCa, KeyUsagePurpose,
+    BasicConstraints, CertificateSigningRequestParams, CertifiedIssuer, DistinguishedName, DnType, IsCa,
+    KeyUsagePurpose,
 };
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
@@ -68,7 +69,8 @@ impl Fake {
             .client_auth_optional(true);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let server = Server::builder().tls_config(tls).unwrap().add_service(EnrolmentServer::new(self.clone()));
+        let server =
+            Server::builder().tls_config(tls).unwrap().add_service(EnrolmentServer::new(self.clone()));
         tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
         format!("https://localhost:{port}")
     }
@@ -81,25 +83,36 @@ impl Fake {
         } else {
             let mut request = CertificateSigningRequestParams::from_der(&request_der.into()).unwrap();
             request.params = named(name);
-            request.params.not_before = rcgen::date_time_ymd(2020, 1, 1);
+            let renewals = i32::try_from(*self.0.renewals.lock().unwrap()).unwrap();
+            request.params.not_before = rcgen::date_time_ymd(2020 + renewals, 1, 1);
             request.signed_by(&self.0.issuer).unwrap()
         };
-        let authority_pem = if fault == Fault::OtherAuthority { Fake::new().0.issuer.pem() } else { self.0.issuer.pem() };
+        let authority_pem =
+            if fault == Fault::OtherAuthority { Fake::new().0.issuer.pem() } else { self.0.issuer.pem() };
         wire::EnrolResponse { certificate_pem: certificate.pem(), authority_pem, expires_unix_seconds: 0 }
     }
 }
 
 #[tonic::async_trait]
 impl Enrolment for Fake {
-    async fn enrol(&self, request: Request<wire::EnrolRequest>) -> Result<Response<wire::EnrolResponse>, Status> {
+    async fn enrol(
+        &self,
+        request: Request<wire::EnrolRequest>,
+    ) -> Result<Response<wire::EnrolResponse>, Status> {
         let request = request.into_inner();
-        if *self.0.fault.lock().unwrap() == Fault::Refuses || request.token_secret != SECRET || request.node != "clinic" {
+        if *self.0.fault.lock().unwrap() == Fault::Refuses
+            || request.token_secret != SECRET
+            || request.node != "clinic"
+        {
             return Err(Status::permission_denied("the token was used already"));
         }
         Ok(Response::new(self.issue(request.certificate_request_der)))
     }
 
-    async fn renew(&self, request: Request<wire::RenewRequest>) -> Result<Response<wire::EnrolResponse>, Status> {
+    async fn renew(
+        &self,
+        request: Request<wire::RenewRequest>,
+    ) -> Result<Response<wire::EnrolResponse>, Status> {
         if request.peer_certs().is_none_or(|certificates| certificates.is_empty()) {
             return Err(Status::unauthenticated("no certificate"));
         }

@@ -11,8 +11,8 @@ use tributary_common::record::{Metrics, Reason};
 use tributary_common::time::Time;
 
 use super::{
-    ANSWERED_RUNS, Attempt, Dismissal, Effect, ExampleCounts, Failure, Input, KEPT_UPDATES, Kept, NodeEvent, Profile,
-    Role, RoundKey, Trained,
+    ANSWERED_RUNS, Attempt, Dismissal, Effect, ExampleCounts, Failure, Input, KEPT_UPDATES, Kept, NodeEvent,
+    Profile, Role, RoundKey, Trained,
 };
 
 /// One node. See the module for the states. Cheap to make and to clone: a simulation holds one per client.
@@ -197,7 +197,12 @@ impl NodeMachine {
             work.phase = Phase::Training;
             self.computing = Some(Computing { what: Computation::Training, key, cancelled: false });
             let (examples, steps) = (self.examples.train, job.train.steps(self.examples.train));
-            effects.push(Effect::Event(NodeEvent::Training { run: key.run, round: key.round, examples, steps }));
+            effects.push(Effect::Event(NodeEvent::Training {
+                run: key.run,
+                round: key.round,
+                examples,
+                steps,
+            }));
             effects.push(Effect::Train { key, job, model });
         } else if let Some(Evaluation { key, job, model: Some(model), .. }) = &self.evaluation {
             self.computing = Some(Computing { what: Computation::Evaluating, key: *key, cancelled: false });
@@ -278,7 +283,14 @@ impl NodeMachine {
         Ok(job)
     }
 
-    fn decline(&mut self, at: Attempt, model: Digest, reason: Reason, detail: &str, effects: &mut Vec<Effect>) {
+    fn decline(
+        &mut self,
+        at: Attempt,
+        model: Digest,
+        reason: Reason,
+        detail: &str,
+        effects: &mut Vec<Effect>,
+    ) {
         if reason != Reason::Busy {
             self.declined = Some((at, model, reason));
         }
@@ -367,10 +379,15 @@ impl NodeMachine {
         if self.fetching == Some(model) {
             self.fetching = None;
         }
-        if self.work.as_ref().is_some_and(|work| matches!(work.phase, Phase::Fetching) && work.model == model) {
+        if self.work.as_ref().is_some_and(|work| matches!(work.phase, Phase::Fetching) && work.model == model)
+        {
             self.give_up(Reason::Training, detail, effects);
         }
-        if self.evaluation.as_ref().is_some_and(|evaluation| evaluation.digest == model && evaluation.model.is_none()) {
+        if self
+            .evaluation
+            .as_ref()
+            .is_some_and(|evaluation| evaluation.digest == model && evaluation.model.is_none())
+        {
             self.answer(Metrics::default(), effects);
         }
     }
@@ -409,7 +426,10 @@ impl NodeMachine {
                 self.kept.insert(key, update);
                 while self.kept.len() > KEPT_UPDATES {
                     let others = self.kept.iter().filter(|(other, _)| **other != key);
-                    let Some(oldest) = others.min_by_key(|(_, update)| update.stored).map(|(key, _)| *key) else { break };
+                    let Some(oldest) = others.min_by_key(|(_, update)| update.stored).map(|(key, _)| *key)
+                    else {
+                        break;
+                    };
                     self.kept.remove(&oldest);
                     effects.push(Effect::Forget { key: oldest });
                 }

@@ -65,7 +65,13 @@ fn trained(key: RoundKey) -> Input {
 
 fn kept(key: RoundKey) -> Kept {
     let digest = Some(Digest::of(b"update"));
-    Kept { model: model_of(key.run.0, key.round), digest, bytes: 24, examples: 20, stored: Time(u64::from(key.round)) }
+    Kept {
+        model: model_of(key.run.0, key.round),
+        digest,
+        bytes: 24,
+        examples: 20,
+        stored: Time(u64::from(key.round)),
+    }
 }
 
 fn stored(key: RoundKey) -> Input {
@@ -155,7 +161,11 @@ fn a_new_attempt_does_not_train_anew() {
     assert_eq!(node.does(invite(at(1, 1, 2))), []);
     node.does(trained(key(1, 1)));
     assert_eq!(node.does(stored(key(1, 1))), [Effect::Upload { at: at(1, 1, 2), update: kept(key(1, 1)) }]);
-    assert_eq!(node.does(Input::Dismissed { at: at(1, 1, 1), reason: Dismissal::Abandoned }), [], "of the old attempt");
+    assert_eq!(
+        node.does(Input::Dismissed { at: at(1, 1, 1), reason: Dismissal::Abandoned }),
+        [],
+        "of the old attempt"
+    );
 }
 
 #[test]
@@ -181,7 +191,10 @@ fn a_later_round_replaces_the_earlier_and_waits_for_the_worker() {
     assert_eq!(effects, [Effect::CancelTraining, Effect::Fetch { model: model_of(1, 2), bytes: 24 }]);
     assert_eq!(node.does(ready(model_of(1, 2))), [], "the worker is not free yet");
     let freed = node.does(trained(key(1, 1)));
-    assert!(matches!(freed[..], [Effect::Forget { key: k }, Effect::Train { .. }] if k == key(1, 1)), "{freed:?}");
+    assert!(
+        matches!(freed[..], [Effect::Forget { key: k }, Effect::Train { .. }] if k == key(1, 1)),
+        "{freed:?}"
+    );
 }
 
 #[test]
@@ -207,7 +220,10 @@ fn unfit_jobs_are_declined_with_the_closed_reason() {
         Node::new(profile)
     };
     assert_eq!(strict(|p| p.policy.minimum_cohort = 4).declines(invite(at(1, 1, 1))), Reason::Policy);
-    assert_eq!(strict(|p| p.policy.maximum_local_steps = Some(2)).declines(invite(at(1, 1, 1))), Reason::Policy);
+    assert_eq!(
+        strict(|p| p.policy.maximum_local_steps = Some(2)).declines(invite(at(1, 1, 1))),
+        Reason::Policy
+    );
     assert_eq!(strict(|p| p.example_shape = vec![3]).declines(invite(at(1, 1, 1))), Reason::Data);
     assert_eq!(strict(|p| p.classes = 3).declines(invite(at(1, 1, 1))), Reason::Data);
     assert_eq!(strict(|p| p.role = Role::Evaluator).declines(invite(at(1, 1, 1))), Reason::Unsupported);
@@ -230,7 +246,10 @@ fn failures_are_declined_once_and_not_tried_again() {
     node.does(invite(at(1, 1, 3)));
     node.does(ready(model_of(1, 1)));
     node.does(trained(key(1, 1)));
-    assert_eq!(node.declines(Input::Stored { key: key(1, 1), result: Err("disk full".into()) }), Reason::Training);
+    assert_eq!(
+        node.declines(Input::Stored { key: key(1, 1), result: Err("disk full".into()) }),
+        Reason::Training
+    );
     node.does(invite(at(1, 1, 4)));
     let wrong = Input::ModelReady { model: model_of(1, 1), parameters: Arc::new(vec![0.0; 5]) };
     assert_eq!(node.declines(wrong), Reason::Unsupported);
@@ -262,9 +281,17 @@ fn a_model_is_evaluated_once_and_small_cells_stay_at_home() {
     let crafted = Input::EvaluationAsked { key: key(1, 1), job: job(""), model: Digest::of(b"crafted") };
     assert_eq!(node.does(crafted), nothing(1), "another model under the same name");
     assert_eq!(node.does(ask(key(1, 10))), nothing(10), "the job has nine rounds");
-    let sparse = Input::EvaluationAsked { key: key(1, 3), job: job("evaluation.every_rounds=2"), model: model_of(1, 4) };
+    let sparse = Input::EvaluationAsked {
+        key: key(1, 3),
+        job: job("evaluation.every_rounds=2"),
+        model: model_of(1, 4),
+    };
     assert_eq!(node.does(sparse), nothing(3), "not due");
-    let central = Input::EvaluationAsked { key: key(1, 3), job: job("evaluation.federated=false"), model: model_of(1, 4) };
+    let central = Input::EvaluationAsked {
+        key: key(1, 3),
+        job: job("evaluation.federated=false"),
+        model: model_of(1, 4),
+    };
     assert_eq!(node.does(central.clone()), nothing(3), "the clients are not asked");
     let mut evaluator = Node::new(Profile { role: Role::Evaluator, ..profile() });
     assert!(matches!(evaluator.does(central)[..], [Effect::Fetch { .. }]));
@@ -416,7 +443,11 @@ impl World {
                 self.storing = Some(key);
             }
             Effect::Upload { at, update } => {
-                assert_eq!(self.disk.get(&at.key()), Some(&update), "an upload of bytes that were not stored");
+                assert_eq!(
+                    self.disk.get(&at.key()),
+                    Some(&update),
+                    "an upload of bytes that were not stored"
+                );
                 self.upload = Some(at);
                 self.open.remove(&at);
             }
@@ -492,9 +523,15 @@ impl World {
     fn answer(&mut self, which: u8, well: bool) {
         let failure = || Failure { reason: Reason::Training, detail: "failed".into() };
         let line = || "failed".to_owned();
-        if which == 0 && let Some(model) = self.fetch.take() {
+        if which == 0
+            && let Some(model) = self.fetch.take()
+        {
             self.step(if well { ready(model) } else { Input::FetchFailed { model, detail: line() } });
-        } else if which == 1 && let Some(at) = self.upload.take() {
+        } else if which == 1
+            && let Some(at) = self.upload.take()
+        {
+            // Also where the invitation was repeated while the upload was under way.
+            self.open.remove(&at);
             let refused = Input::UploadRefused { at, detail: line() };
             self.step(if well { Input::UploadDone { at } } else { refused });
         } else if let Some(key) = self.training.take() {

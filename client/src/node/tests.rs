@@ -28,14 +28,22 @@ impl Test {
     fn invite(&self, round: u32) -> Step {
         let (job_toml, model) = (JOB.to_owned(), self.model.0.to_vec());
         let deadline_milliseconds = 60_000;
-        Step::Say(Message::Invite(wire::Invite { run: 7, round, attempt: 1, job_toml, model, deadline_milliseconds }))
+        Step::Say(Message::Invite(wire::Invite {
+            run: 7,
+            round,
+            attempt: 1,
+            job_toml,
+            model,
+            deadline_milliseconds,
+        }))
     }
 
     /// Runs a node until the coordinator ends it or `stop` does.
     async fn run(&self, script: Vec<Step>, stop: impl Future<Output = ()>) -> Result<(), NodeError> {
         self.fake.state().scripts.push_back(script);
         let path = self.dir.path().join("node.toml");
-        let text = "server = 'https://h:1'\n[data]\nsource = 'synthetic'\nexamples = 40\ntest_examples = 20\n";
+        let text =
+            "server = 'https://h:1'\n[data]\nsource = 'synthetic'\nexamples = 40\ntest_examples = 20\n";
         std::fs::write(&path, text).unwrap();
         let config = NodeConfig::load(&path).unwrap();
         let data = config.load_data(&path).unwrap();
@@ -97,7 +105,9 @@ async fn a_node_trains_uploads_evaluates_and_forgets() {
     assert_eq!(state.staged.len(), 7850 * 4);
     assert_eq!(state.header.as_ref().unwrap().examples, 40);
     assert_eq!(state.fetch_offsets, [0], "the evaluated model was here already");
-    assert!(matches!(&state.heard[1], FromNode::Evaluation(report) if report.metrics.as_ref().unwrap().examples == 20));
+    assert!(
+        matches!(&state.heard[1], FromNode::Evaluation(report) if report.metrics.as_ref().unwrap().examples == 20)
+    );
     assert_eq!(test.outbox(), 0);
 }
 

@@ -56,12 +56,7 @@ impl Trainer for ArithmeticTrainer {
         let labels = shard.indices.iter().filter_map(|index| shard.examples.labels.get(*index as usize));
         for (position, label) in labels.enumerate() {
             let wrong = position % 4 == 3;
-            count(
-                &mut metrics,
-                classes,
-                *label,
-                if wrong { (label + 1) % classes as i64 } else { *label },
-            );
+            count(&mut metrics, classes, *label, if wrong { (label + 1) % classes as i64 } else { *label });
             metrics.loss_sum += 0.5;
         }
         Ok(metrics)

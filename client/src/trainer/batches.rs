@@ -73,6 +73,6 @@ mod tests {
     /// The named stream and rand's shuffle together decide every published model.
     #[test]
     fn the_order_is_frozen() {
-        assert_eq!(batches(8, 8, 1)[0], [0; 8]);
+        assert_eq!(batches(8, 8, 1)[0], [5, 4, 6, 1, 7, 2, 0, 3]);
     }
 }

@@ -118,15 +118,14 @@ fn check(job: &Job, parameters: usize, model: &[f32], shard: &Shard) -> Result<(
     }
     let examples = &shard.examples;
     if examples.shape != job.model.inputs {
-        return Err(TrainError::Inputs {
-            expected: job.model.inputs.clone(),
-            found: examples.shape.clone(),
-        });
+        return Err(TrainError::Inputs { expected: job.model.inputs.clone(), found: examples.shape.clone() });
     }
     let row = examples.shape.iter().product::<usize>();
     let (values, labels) = (examples.features.len(), examples.labels.len());
     if row.checked_mul(labels) != Some(values) {
-        return Err(TrainError::Examples(format!("{labels} labels of {row} features, but {values} features")));
+        return Err(TrainError::Examples(format!(
+            "{labels} labels of {row} features, but {values} features"
+        )));
     }
     let classes = job.model.classes;
     for position in shard.indices.iter() {

@@ -200,7 +200,8 @@ async fn one_stream(
         _ => return End::Broken("the coordinator's first message was not a welcome".into()),
     };
     if !greeting.versions.contains(&welcome.protocol) {
-        let (theirs, [oldest, newest]) = (welcome.protocol, [greeting.versions.start(), greeting.versions.end()]);
+        let (theirs, [oldest, newest]) =
+            (welcome.protocol, [greeting.versions.start(), greeting.versions.end()]);
         return End::Final(format!(
             "the coordinator ({}) speaks protocol {theirs}, this node {oldest} to {newest}: bring both to the same release",
             one_line(&welcome.software)

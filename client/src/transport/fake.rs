@@ -100,6 +100,7 @@ impl Coordinator for Fake {
         request: Request<Streaming<wire::NodeMessage>>,
     ) -> Result<Response<Self::ControlStream>, Status> {
         let script = self.state().scripts.pop_front().unwrap_or_default();
+        let mut heard = self.state().heard.len();
         if let [Step::Fail(status)] = &script[..] {
             return Err(status.clone());
         }
@@ -118,7 +119,6 @@ impl Coordinator for Fake {
             }
         });
         tokio::spawn(async move {
-            let mut heard = fake.state().heard.len();
             for step in script {
                 match step {
                     Step::Say(message) => {
@@ -142,7 +142,10 @@ impl Coordinator for Fake {
         Ok(Response::new(Box::pin(ReceiverStream::new(answers))))
     }
 
-    async fn fetch(&self, request: Request<wire::FetchRequest>) -> Result<Response<Self::FetchStream>, Status> {
+    async fn fetch(
+        &self,
+        request: Request<wire::FetchRequest>,
+    ) -> Result<Response<Self::FetchStream>, Status> {
         let wire::FetchRequest { model, offset } = request.into_inner();
         let mut state = self.state();
         state.fetch_offsets.push(offset);

@@ -67,7 +67,12 @@ async fn what_does_not_have_its_digest_is_refused() {
     assert!(test.fetch(model, length).await.unwrap_err().contains("does not have its digest"));
     let other = Digest::of(b"other");
     let test = Fetching::new(|state| state.named = Some(other)).await;
-    assert!(test.fetch(other, length).await.unwrap_err().contains("the model that arrived does not have its digest"));
+    assert!(
+        test.fetch(other, length)
+            .await
+            .unwrap_err()
+            .contains("the model that arrived does not have its digest")
+    );
     assert_eq!(std::fs::read_dir(test.dir.path()).unwrap().count(), 0);
     let test = Fetching::new(|_| {}).await;
     assert!(test.fetch(model, length + 4).await.unwrap_err().contains("in all, but"));
@@ -119,7 +124,8 @@ async fn a_file_that_became_shorter_ends_the_upload() {
     let dialer = fake.serve().await;
     let at = Attempt { run: RunId(1), round: 1, attempt: 1 };
     let digest = Some(Digest::of(&bytes()));
-    let kept = Kept { model: Digest::of(b"m"), digest, bytes: bytes().len() as u64, examples: 1, stored: Time(0) };
+    let kept =
+        Kept { model: Digest::of(b"m"), digest, bytes: bytes().len() as u64, examples: 1, stored: Time(0) };
     let error = upload(&dialer, &path, at, &kept).await.unwrap_err();
     assert!(error.contains("update: "), "{error}");
 }
@@ -151,7 +157,8 @@ async fn ends(script: Vec<Step>) -> String {
 
 #[tokio::test]
 async fn every_end_of_a_stream_is_told_and_only_a_final_one_is_final() {
-    let goodbye = |reason: &str, r#final| Step::Say(Message::Goodbye(wire::Goodbye { reason: reason.into(), r#final }));
+    let goodbye =
+        |reason: &str, r#final| Step::Say(Message::Goodbye(wire::Goodbye { reason: reason.into(), r#final }));
     let newer = wire::Welcome { protocol: 2, software: "tributary-server 9".into(), heartbeat_seconds: 15 };
     let said = ends(vec![Step::Say(Message::Welcome(newer))]).await;
     assert_eq!(
@@ -161,14 +168,24 @@ async fn every_end_of_a_stream_is_told_and_only_a_final_one_is_final() {
     assert_eq!(ends(vec![goodbye("protocol 1 is too old", true)]).await, "final: protocol 1 is too old");
     assert_eq!(ends(vec![welcome(15), goodbye("revoked", true)]).await, "final: revoked");
     assert_eq!(ends(vec![welcome(15), goodbye("restarting\nsoon", false)]).await, "down: restarting soon");
-    assert_eq!(ends(vec![Step::Fail(Status::permission_denied("node clinic was revoked"))]).await, "final: node clinic was revoked");
-    assert_eq!(ends(vec![welcome(15), Step::Fail(Status::unauthenticated("expired"))]).await, "final: expired");
+    assert_eq!(
+        ends(vec![Step::Fail(Status::permission_denied("node clinic was revoked"))]).await,
+        "final: node clinic was revoked"
+    );
+    assert_eq!(
+        ends(vec![welcome(15), Step::Fail(Status::unauthenticated("expired"))]).await,
+        "final: expired"
+    );
     assert_eq!(ends(vec![Step::Fail(Status::unavailable("busy"))]).await, "down: busy");
     assert_eq!(ends(vec![welcome(15), Step::End]).await, "down: the coordinator ended the stream");
     let heartbeat = Step::Say(Message::Heartbeat(wire::Heartbeat { sequence: 1 }));
     assert!(ends(vec![heartbeat]).await.contains("not a welcome"));
     let garbled = wire::Invite { run: 1, round: 1, attempt: 1, model: vec![1, 2], ..Default::default() };
-    assert!(ends(vec![welcome(15), Step::Say(Message::Invite(garbled))]).await.contains("down: the coordinator's message"));
+    assert!(
+        ends(vec![welcome(15), Step::Say(Message::Invite(garbled))])
+            .await
+            .contains("down: the coordinator's message")
+    );
 }
 
 #[tokio::test]
@@ -185,9 +202,17 @@ async fn a_broken_stream_comes_back_and_messages_go_both_ways() {
     let invite = |job_toml: &str| {
         let (job_toml, model) = (job_toml.to_owned(), model.clone());
         let deadline_milliseconds = 5000;
-        Step::Say(Message::Invite(wire::Invite { run: 7, round: 2, attempt: 1, job_toml, model, deadline_milliseconds }))
+        Step::Say(Message::Invite(wire::Invite {
+            run: 7,
+            round: 2,
+            attempt: 1,
+            job_toml,
+            model,
+            deadline_milliseconds,
+        }))
     };
-    let dismiss = wire::Dismiss { run: 7, round: 2, attempt: 1, reason: wire::DismissReason::Published.into() };
+    let dismiss =
+        wire::Dismiss { run: 7, round: 2, attempt: 1, reason: wire::DismissReason::Published.into() };
     let evaluate = wire::Evaluate { run: 7, round: 2, job_toml: job.into(), model: model.clone() };
     let fake = Fake::default();
     let first = vec![welcome(15), Step::Hear, Step::End];

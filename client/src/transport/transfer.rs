@@ -216,7 +216,10 @@ async fn upload_once(
     let progress = answer?.into_inner();
     *progressed |= progress.received_bytes > offset;
     decided(&progress).unwrap_or_else(|| {
-        Err(Trouble::Broken(format!("the coordinator has {} of {total_bytes} bytes", progress.received_bytes)))
+        Err(Trouble::Broken(format!(
+            "the coordinator has {} of {total_bytes} bytes",
+            progress.received_bytes
+        )))
     })
 }
 
@@ -225,7 +228,8 @@ fn decided(progress: &wire::UploadProgress) -> Option<Result<(), Trouble>> {
     if progress.complete {
         return Some(Ok(()));
     }
-    (!progress.wanted).then(|| Err(Trouble::Refused("the coordinator does not want the update: the round is over".into())))
+    (!progress.wanted)
+        .then(|| Err(Trouble::Refused("the coordinator does not want the update: the round is over".into())))
 }
 
 /// Reads the file from `offset` and queues its chunks, as fast as the connection takes them.

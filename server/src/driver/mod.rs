@@ -6,7 +6,7 @@
 
 mod actor;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod watching;
 
 use std::sync::Arc;

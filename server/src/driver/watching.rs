@@ -5,7 +5,8 @@ use std::sync::Arc;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc;
 use tributary_common::ids::RunId;
-use tributary_common::record::{EvaluationRecord, RoundOutcome, RoundRecord, RunEvent};
+use tributary_common::progress::history;
+use tributary_common::record::RunEvent;
 use tributary_common::time::Time;
 
 use super::{Driver, Gone};
@@ -109,25 +110,9 @@ async fn follow(driver: &Driver, run: RunId, to: &mpsc::Sender<Watched>) -> Resu
 fn past(store: &dyn Store, run: RunId) -> Result<Vec<RunEvent>, StoreError> {
     // The state first: if it says that the run is over, the records below are complete.
     let StoredRun { head, .. } = store.run(run)?;
-    let rounds = store.rounds(run)?;
-    let evaluations = store.evaluations(run)?;
-    let mut events = Vec::with_capacity(rounds.len() + evaluations.len() + 1);
-    let mut evaluations = evaluations.into_iter().peekable();
-    let evaluated = |record: EvaluationRecord| RunEvent::Evaluated { record };
-    for record in rounds {
-        let published = published(&record);
-        events.push(RunEvent::RoundEnded { record });
-        while let Some(record) = evaluations.next_if(|evaluation| Some(evaluation.round) <= published) {
-            events.push(evaluated(record));
-        }
-    }
-    events.extend(evaluations.map(evaluated));
+    let mut events = history(store.rounds(run)?, store.evaluations(run)?);
     if head.state.is_over() {
         events.push(RunEvent::Ended { state: head.state, rounds: head.published, model: head.model });
     }
     Ok(events)
-}
-
-fn published(record: &RoundRecord) -> Option<u32> {
-    matches!(record.outcome, RoundOutcome::Published { .. }).then_some(record.round)
 }

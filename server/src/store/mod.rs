@@ -172,7 +172,13 @@ pub trait Store: Send + Sync {
 
     /// Creates a run in state [`RunState::Queued`] with nothing published and attempt 1; its initial model must
     /// be stored. Existing id: [`StoreError::Exists`].
-    fn create_run(&self, run: RunId, job_toml: &str, initial: Digest, submitted: Time) -> Result<(), StoreError>;
+    fn create_run(
+        &self,
+        run: RunId,
+        job_toml: &str,
+        initial: Digest,
+        submitted: Time,
+    ) -> Result<(), StoreError>;
 
     /// All runs, in the order in which they were submitted (then by id).
     fn runs(&self) -> Result<Vec<StoredRun>, StoreError>;

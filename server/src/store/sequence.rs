@@ -103,6 +103,12 @@ impl SequenceFile {
         self.acknowledge_in(sequence % 2, sequence)
     }
 
+    /// From now on the disk is full.
+    #[cfg(test)]
+    pub(super) fn fill_the_disk(&mut self) {
+        self.file = OpenOptions::new().write(true).open("/dev/full").unwrap();
+    }
+
     fn acknowledge_in(&self, line: u64, sequence: u64) -> Result<(), StoreError> {
         let write = || -> std::io::Result<()> {
             let bytes = Line::new(FORMAT, sequence).to_bytes()?;

@@ -51,7 +51,12 @@ pub(crate) fn curves(axis: Axis, curves: &[Curve]) -> Option<String> {
         let points: Vec<_> = curve.iter().copied().filter(|(_, value)| value.is_finite()).collect();
         let every = points.len().div_ceil(POINTS).max(1);
         let last = points.len().saturating_sub(1);
-        points.into_iter().enumerate().filter(|(at, _)| at % every == 0 || *at == last).map(|(_, point)| point).collect()
+        points
+            .into_iter()
+            .enumerate()
+            .filter(|(at, _)| at % every == 0 || *at == last)
+            .map(|(_, point)| point)
+            .collect()
     };
     let curves: Vec<Curve> = curves.iter().map(finite).collect();
     if curves.iter().all(Vec::is_empty) {

@@ -73,9 +73,9 @@ impl Row {
     /// The row of a round's line.
     pub fn of(line: &Line) -> Option<Self> {
         match *line {
-            Line::Round { round, accuracy, loss, bytes_up, bytes_down, completed, dropped, seconds, .. } => {
-                Some(Self { round, accuracy, loss, bytes_up, bytes_down, completed, dropped, seconds })
-            }
+            Line::Round {
+                round, accuracy, loss, bytes_up, bytes_down, completed, dropped, seconds, ..
+            } => Some(Self { round, accuracy, loss, bytes_up, bytes_down, completed, dropped, seconds }),
             _ => None,
         }
     }
@@ -179,7 +179,9 @@ impl Target {
     /// A [`FolderError`]; then nothing is left, and an earlier run's folder is as it was.
     pub fn write(&self, run: &RunFolder<'_>) -> Result<PathBuf, FolderError> {
         let (parent, name) = match self {
-            Self::Named(path) => (path.parent().unwrap_or(Path::new("")), path.file_name().unwrap_or_default()),
+            Self::Named(path) => {
+                (path.parent().unwrap_or(Path::new("")), path.file_name().unwrap_or_default())
+            }
             Self::Numbered { parent, stem } => (parent.as_path(), stem.as_ref()),
         };
         let beside = |what: &str| {
@@ -221,7 +223,8 @@ fn is_replaceable(path: &Path) -> bool {
 }
 
 fn write_files(folder: &Path, run: &RunFolder<'_>) -> Result<(), FolderError> {
-    let files = run.files().map_err(|problem| FolderError::Damaged { path: folder.to_path_buf(), problem })?;
+    let files =
+        run.files().map_err(|problem| FolderError::Damaged { path: folder.to_path_buf(), problem })?;
     std::fs::create_dir_all(folder).map_err(io(folder, "cannot be made"))?;
     for (name, bytes) in files {
         let path = folder.join(name);
@@ -266,7 +269,8 @@ pub struct Loaded {
 pub fn load(folder: &Path) -> Result<Loaded, FolderError> {
     let text = |name: &str| {
         let path = folder.join(name);
-        let text = std::fs::read_to_string(&path).map_err(io(&path, "cannot be read; is this a run's folder?"))?;
+        let text =
+            std::fs::read_to_string(&path).map_err(io(&path, "cannot be read; is this a run's folder?"))?;
         Ok::<_, FolderError>((path, text))
     };
     let damaged = |path: &Path, problem: String| FolderError::Damaged { path: path.to_path_buf(), problem };
@@ -278,13 +282,15 @@ pub fn load(folder: &Path) -> Result<Loaded, FolderError> {
     let (path, lines) = text("rounds.jsonl")?;
     let mut digest = None;
     for (index, line) in lines.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-        let record: RoundRecord =
-            serde_json::from_str(line).map_err(|error| damaged(&path, format!("line {}: {error}", index + 1)))?;
+        let record: RoundRecord = serde_json::from_str(line)
+            .map_err(|error| damaged(&path, format!("line {}: {error}", index + 1)))?;
         if let RoundOutcome::Published { model } = record.outcome {
             digest = Some(model);
         }
     }
     let absolute = std::path::absolute(folder).unwrap_or_else(|_| folder.to_path_buf());
-    let name = absolute.file_name().map_or_else(|| folder.display().to_string(), |name| name.to_string_lossy().into());
+    let name = absolute
+        .file_name()
+        .map_or_else(|| folder.display().to_string(), |name| name.to_string_lossy().into());
     Ok(Loaded { name, job, rows, digest })
 }

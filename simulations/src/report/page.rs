@@ -163,7 +163,8 @@ fn figure(value: Option<f64>) -> String {
 fn pictures(accuracy: &[Curve], loss: &[Curve]) -> Vec<Picture> {
     let accuracy = chart::curves(Axis::Share("accuracy (share correct)"), accuracy);
     let loss = chart::curves(Axis::FromZero("mean loss (nats)"), loss);
-    let captions = [(accuracy, "Accuracy of the published model after each round."), (loss, "Mean cross-entropy loss.")];
+    let captions =
+        [(accuracy, "Accuracy of the published model after each round."), (loss, "Mean cross-entropy loss.")];
     captions.into_iter().filter_map(|(svg, caption)| Some(Picture { svg: svg?, caption })).collect()
 }
 
@@ -179,29 +180,41 @@ fn legend(names: impl IntoIterator<Item = String>) -> Vec<LegendEntry> {
 pub fn render(report: &RunReport<'_>) -> Result<String, String> {
     let job = report.job;
     let job_toml = job.to_toml().map_err(|error| error.to_string())?;
-    let curve = |of: &dyn Fn(&EvaluationRecord) -> Option<Metrics>, value: fn(&Metrics) -> Option<f64>| -> Curve {
-        let point = |record: &EvaluationRecord| Some((f64::from(record.round), value(&of(record)?)?));
-        report.evaluations.iter().filter_map(point).collect()
-    };
+    let curve =
+        |of: &dyn Fn(&EvaluationRecord) -> Option<Metrics>, value: fn(&Metrics) -> Option<f64>| -> Curve {
+            let point = |record: &EvaluationRecord| Some((f64::from(record.round), value(&of(record)?)?));
+            report.evaluations.iter().filter_map(point).collect()
+        };
     let held_out = |record: &EvaluationRecord| record.held_out.clone();
     let federated = |record: &EvaluationRecord| record.federated();
     let of: [(&str, &dyn Fn(&EvaluationRecord) -> Option<Metrics>); 2] =
         [("held-out examples", &held_out), ("clients' own test examples together", &federated)];
-    let present: Vec<_> =
-        of.into_iter().filter(|(_, of)| report.evaluations.iter().any(|record| of(record).is_some())).collect();
+    let present: Vec<_> = of
+        .into_iter()
+        .filter(|(_, of)| report.evaluations.iter().any(|record| of(record).is_some()))
+        .collect();
     let accuracy: Vec<Curve> = present.iter().map(|(_, of)| curve(of, Metrics::accuracy)).collect();
     let loss: Vec<Curve> = present.iter().map(|(_, of)| curve(of, Metrics::loss)).collect();
 
     let last = report.evaluations.last();
     let headline = last.and_then(EvaluationRecord::headline);
-    let (up, down) = report.rounds.iter().fold((0, 0), |(up, down), round| (up + round.bytes_up, down + round.bytes_down));
+    let (up, down) =
+        report.rounds.iter().fold((0, 0), |(up, down), round| (up + round.bytes_up, down + round.bytes_down));
     let per_round = report.seconds / report.rows.len().max(1) as f64;
     let summary = vec![
         ("rounds", format!("{} of {}", report.rows.len(), job.rounds)),
         ("final accuracy", figure(headline.as_ref().and_then(Metrics::accuracy))),
         ("final loss", figure(headline.as_ref().and_then(Metrics::loss))),
         ("algorithm", algorithm(job)),
-        ("model", format!("{}, inputs {:?}, {} classes", job.model.architecture.name(), job.model.inputs, job.model.classes)),
+        (
+            "model",
+            format!(
+                "{}, inputs {:?}, {} classes",
+                job.model.architecture.name(),
+                job.model.inputs,
+                job.model.classes
+            ),
+        ),
         ("bytes up, down", format!("{}, {}", bytes_words(up), bytes_words(down))),
         ("drop-outs", report.rounds.iter().map(|round| round.dropped().count()).sum::<usize>().to_string()),
         ("wall time", format!("{:.1} s, {per_round:.2} s per round", report.seconds)),
@@ -249,7 +262,10 @@ fn algorithm(job: &Job) -> String {
 }
 
 fn confusion(metrics: &Metrics, classes: usize, round: u32) -> Option<Confusion> {
-    if metrics.confusion.is_empty() || metrics.confusion.len() != classes * classes || classes > MATRIX_CLASSES {
+    if metrics.confusion.is_empty()
+        || metrics.confusion.len() != classes * classes
+        || classes > MATRIX_CLASSES
+    {
         return None;
     }
     let row = |(class, counts): (usize, &[Option<u64>])| {
@@ -277,8 +293,12 @@ fn by_client(record: &EvaluationRecord) -> Vec<ClientRow> {
         accuracy: figure(metrics.accuracy()),
         loss: figure(metrics.loss()),
     };
-    let mut rows: Vec<ClientRow> =
-        record.by_client.iter().take(SHOWN).map(|(client, metrics)| row(client.to_string(), metrics)).collect();
+    let mut rows: Vec<ClientRow> = record
+        .by_client
+        .iter()
+        .take(SHOWN)
+        .map(|(client, metrics)| row(client.to_string(), metrics))
+        .collect();
     let accuracies: Vec<f64> = record.by_client.values().filter_map(Metrics::accuracy).collect();
     if !accuracies.is_empty() {
         let losses: Vec<f64> = record.by_client.values().filter_map(Metrics::loss).collect();
@@ -328,9 +348,15 @@ fn heat(spread: &Spread) -> Heat {
         if cell_height > 12 || row % 2 == 0 {
             let name: String = client.client.chars().take(22).collect();
             text(LEFT - 8, y + cell_height - cell_height / 4, "end", name);
-            text(LEFT + classes * cell_width + 8, y + cell_height - cell_height / 4, "start", client.examples.to_string());
+            text(
+                LEFT + classes * cell_width + 8,
+                y + cell_height - cell_height / 4,
+                "start",
+                client.examples.to_string(),
+            );
         }
-        for (class, count) in client.counts.iter().take(classes).enumerate().filter(|(_, count)| **count > 0) {
+        for (class, count) in client.counts.iter().take(classes).enumerate().filter(|(_, count)| **count > 0)
+        {
             heat.cells.push(HeatCell {
                 x: LEFT + class * cell_width,
                 y,
@@ -362,9 +388,11 @@ pub fn compare(runs: &[Loaded]) -> Result<String, String> {
     let loss: Vec<Curve> = runs.iter().map(|run| curve(run, |row| row.loss)).collect();
     let compared = |run: &Loaded| {
         let last = run.rows.last();
-        let best = run.rows.iter().filter_map(|row| row.accuracy).fold(None, |best: Option<f64>, value| {
-            Some(best.map_or(value, |best| best.max(value)))
-        });
+        let best = run
+            .rows
+            .iter()
+            .filter_map(|row| row.accuracy)
+            .fold(None, |best: Option<f64>, value| Some(best.map_or(value, |best| best.max(value))));
         ComparedRun {
             name: run.name.clone(),
             job: run.job.name.clone(),

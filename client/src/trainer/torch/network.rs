@@ -142,18 +142,11 @@ impl Layer {
         };
         match *self {
             Layer::Flatten => input.f_flatten(1, -1),
-            Layer::ChannelsLast => {
-                input.f_permute([0, 2, 3, 1])?.f_contiguous()?.f_permute([0, 3, 1, 2])
-            }
+            Layer::ChannelsLast => input.f_permute([0, 2, 3, 1])?.f_contiguous()?.f_permute([0, 3, 1, 2]),
             Layer::Linear { weight, bias } => input.f_linear(of(weight)?, Some(of(bias)?)),
-            Layer::Convolution { weight, bias, stride, padding } => input.f_conv2d(
-                of(weight)?,
-                Some(of(bias)?),
-                [stride, stride],
-                [padding, padding],
-                [1, 1],
-                1,
-            ),
+            Layer::Convolution { weight, bias, stride, padding } => {
+                input.f_conv2d(of(weight)?, Some(of(bias)?), [stride, stride], [padding, padding], [1, 1], 1)
+            }
             Layer::GroupNorm { weight, bias } => input.f_group_norm(
                 GROUP_NORM_GROUPS as i64,
                 Some(of(weight)?),
@@ -195,5 +188,49 @@ impl Named<'_> {
 
     fn group_norm(&self, name: &str) -> Result<Layer, TchError> {
         Ok(Layer::GroupNorm { weight: self.position(name, "weight")?, bias: self.position(name, "bias")? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::tests::{blobs, every_architecture};
+    use super::super::batch::Batch;
+    use super::super::parameters::Parameters;
+    use super::super::{cross_entropy, threads};
+    use super::*;
+
+    /// The architectures are published with ReLU before pooling and say nothing of memory order.
+    #[test]
+    fn pooling_before_relu_changes_nothing() {
+        threads::one_intra_op_thread();
+        let with_both = |job: &tributary_common::job::Job| {
+            ["small-cnn", "mcmahan-cnn", "lenet"].contains(&job.model.architecture.name())
+        };
+        for job in every_architecture().into_iter().filter(with_both) {
+            let layout = job.layout().unwrap();
+            let fast = Network::new(&job.model, &layout).unwrap();
+            let mut published = Network { layers: fast.layers.clone() };
+            for index in 1..published.layers.len() {
+                if matches!(published.layers[index - 1..=index], [Layer::MaxPool { .. }, Layer::Relu]) {
+                    published.layers.swap(index - 1, index);
+                }
+            }
+            let moved = published.layers.iter().zip(&fast.layers).filter(|(a, b)| a != b).count();
+            assert_eq!(moved, 4);
+            let shard = blobs(&job.model, 5, 0.5);
+            let mut parameters = Parameters::new(&layout).unwrap();
+            parameters.values_mut().copy_from_slice(&layout.initial(1));
+            let slopes = |network: &Network| {
+                let (features, labels) =
+                    Batch::default().gather(&shard.examples, shard.indices.iter()).unwrap();
+                let logits = network.forward(parameters.leaves(), features).unwrap();
+                let loss = cross_entropy(&logits, &labels, tch::Reduction::Mean).unwrap();
+                Tensor::f_run_backward(&[loss], parameters.leaves(), false, false).unwrap()
+            };
+            for (fast, published) in slopes(&fast).iter().zip(slopes(&published)) {
+                assert_eq!(fast.size(), published.size());
+                assert!(fast.equal(&published), "{}", job.model.architecture.name());
+            }
+        }
     }
 }

@@ -39,7 +39,12 @@ fn every_network_uses_each_tensor_of_its_layout_once() {
         let mut used = Vec::new();
         collect(network.layers(), &mut used);
         used.sort_unstable();
-        assert_eq!(used, (0..layout.tensors().len()).collect::<Vec<_>>(), "{}", job.model.architecture.name());
+        assert_eq!(
+            used,
+            (0..layout.tensors().len()).collect::<Vec<_>>(),
+            "{}",
+            job.model.architecture.name()
+        );
 
         let parameters = Parameters::new(&layout).unwrap();
         let elements: usize = parameters.leaves().iter().map(Tensor::numel).sum();
@@ -63,8 +68,7 @@ fn the_gradient_is_the_slope_of_the_loss() {
         let task = task(job, "a");
         let update = train(&task, &shard);
         let mut trainer = TorchTrainer::new();
-        let mut loss =
-            |model: &[f32]| trainer.evaluate(&task.job, model, &shard).unwrap().loss().unwrap();
+        let mut loss = |model: &[f32]| trainer.evaluate(&task.job, model, &shard).unwrap().loss().unwrap();
         let moved: Vec<f32> = task.model.iter().zip(&update.delta).map(|(w, d)| w + d).collect();
         let squares: f64 = update.delta.iter().map(|d| f64::from(*d).powi(2)).sum();
         let (actual, predicted) = (loss(&moved) - loss(&task.model), -squares / 1e-3);
@@ -149,7 +153,8 @@ fn logistic_regression_agrees_with_the_rule_worked_out_by_hand() {
         let task = Task { round: 2, ..task(job, "a") };
         let update = train(&task, &shard);
         let (delta, loss) = by_hand(&task, &shard, steps);
-        let worst = update.delta.iter().zip(&delta).map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max);
+        let worst =
+            update.delta.iter().zip(&delta).map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max);
         assert!(worst < 2e-6, "{name}: {worst}");
         assert!((update.loss - loss).abs() < 1e-6, "{name}: {} {loss}", update.loss);
         assert_eq!(update.examples, 10, "{name}");
@@ -285,7 +290,10 @@ fn separable_blobs_are_learnt_and_the_counts_fit_together() {
         let before = trainer.evaluate(&job, &task.model, &part(120..720)).unwrap();
         let after = trainer.evaluate(&job, &model, &part(120..720)).unwrap();
         assert!(after.accuracy().unwrap() > 0.95, "{architecture}: {after:?}");
-        assert!(after.loss() < before.loss() && before.accuracy().unwrap() < 0.9, "{architecture}: {before:?}");
+        assert!(
+            after.loss() < before.loss() && before.accuracy().unwrap() < 0.9,
+            "{architecture}: {before:?}"
+        );
         assert_eq!((after.examples, after.confusion.len()), (600, 16));
         for class in 0..4 {
             assert_eq!(after.confusion[class * 4..][..4].iter().flatten().sum::<u64>(), 150);

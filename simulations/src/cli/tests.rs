@@ -1,0 +1,188 @@
+//! The commands from their arguments to what they print and leave.
+
+use std::io::{Read as _, Write as _};
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::*;
+
+const DEMO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../jobs/demo.toml");
+
+/// What the command printed, or its exit code and message.
+fn command(arguments: &[&str]) -> Result<String, (u8, String)> {
+    let cli = Cli::try_parse_from(["tributary-sim"].iter().chain(arguments));
+    let cli = cli.map_err(|error| (2, error.to_string()))?;
+    let mut out = Vec::new();
+    match perform(cli.command, &mut out) {
+        Ok(()) => Ok(String::from_utf8(out).unwrap()),
+        Err(End::Failed(message)) => Err((1, message)),
+        Err(End::Unusable(message)) => Err((2, message)),
+        Err(End::Interrupted) => Err((130, String::new())),
+    }
+}
+
+fn text(path: &Path) -> String {
+    path.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn the_demo_learns_and_leaves_its_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = text(&folder.path().join("first"));
+    let set = ["--set", "rounds=3", "--set", "data.examples=1500", "--set", "data.test_examples=300"];
+    let run = |more: &[&str]| command(&[&["run", DEMO][..], &set, more].concat());
+
+    let printed = run(&["--out", &out, "--format", "json", "--workers", "2"]).unwrap();
+    let lines: Vec<Value> = printed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(
+        lines.iter().map(|line| &line["event"]).collect::<Vec<_>>(),
+        ["round", "round", "round", "finished"]
+    );
+    let (last, finished) = (&lines[2], &lines[3]);
+    assert!(last["accuracy"].as_f64().unwrap() > 0.5, "{last}");
+    assert_eq!(
+        (&last["completed"], &last["dropped"], &last["epsilon"]),
+        (&8.into(), &0.into(), &Value::Null)
+    );
+    assert_eq!(last["bytes_up"].as_u64().unwrap(), 8 * 26_010 * 4);
+    assert_eq!(finished["rounds"], 3);
+
+    let read = |name: &str| std::fs::read_to_string(Path::new(&out).join(name)).unwrap();
+    assert_eq!(
+        read("metrics.csv").lines().next(),
+        Some("round,accuracy,loss,bytes_up,bytes_down,completed,dropped,seconds")
+    );
+    assert_eq!((read("metrics.csv").lines().count(), read("rounds.jsonl").lines().count()), (4, 3));
+    assert_eq!(read("evaluations.jsonl").lines().count(), 3);
+    let report = read("report.html");
+    assert!(report.contains(finished["model_digest"].as_str().unwrap()));
+    for part in
+        ["<svg", "Learning curve", "Confusion of the final model", "client-19", "libtorch 2.13.0", "[job"]
+    {
+        assert!(report.contains(part) || read("job.toml").contains(part) || part == "[job", "{part}");
+    }
+    assert!(!report.contains("http://") || !report.contains("src="), "self-contained");
+    let layout = tributary_common::job::Job::parse(&read("job.toml")).unwrap().layout().unwrap();
+    let bytes = std::fs::read(Path::new(&out).join("model.safetensors")).unwrap();
+    let model = model::import(&layout, &bytes).unwrap();
+    assert_eq!(model::digest(&model).to_string(), finished["model_digest"]);
+
+    // From the folder alone, on another number of workers, imposing its record, in place of itself: the same.
+    let scenario = text(&Path::new(&out).join("scenario.toml"));
+    let again = command(&["run", &scenario, "--out", &out, "--replay", &out, "--workers", "1"]).unwrap();
+    assert!(again.starts_with("demo: 20 clients (dirichlet)"), "{again}");
+    assert!(again.contains("round 3/3  accuracy 0."), "{again}");
+    assert!(again.contains(finished["model_digest"].as_str().unwrap()), "{again}");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left beside");
+
+    let other = text(&folder.path().join("second"));
+    let prox =
+        ["--set", "train.algorithm=fedprox", "--set", "train.proximal_mu=0.1", "--trainer", "arithmetic"];
+    run(&[&prox[..], &["--out", &other]].concat()).unwrap();
+    let both = folder.path().join("both.html");
+    command(&["report", &out, &other, "--out", &text(&both)]).unwrap();
+    let both = std::fs::read_to_string(both).unwrap();
+    assert!(both.contains("first (FedAvg)") && both.contains("second (FedProx, µ = 0.1)"));
+    assert!(both.contains("<code>train.proximal_mu</code>"));
+}
+
+#[test]
+fn a_failed_run_is_reported_as_failed() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = text(&folder.path().join("run"));
+    let set = ["--set", "policy.minimum_cohort=100", "--set", "data.examples=100", "--trainer", "arithmetic"];
+    let (code, message) = command(&[&["run", DEMO, "--out", &out][..], &set].concat()).unwrap_err();
+    assert_eq!(code, 1);
+    assert!(
+        message.contains("the run failed after 0 of 12 rounds: 0 of at least 8 updates arrived"),
+        "{message}"
+    );
+    let report = std::fs::read_to_string(Path::new(&out).join("report.html")).unwrap();
+    assert!(report.contains("The run failed after 0 of 12 rounds"));
+    assert!(report.contains("Abandoned attempts"));
+}
+
+#[test]
+fn bad_usage_is_one_line_and_exit_code_two() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| text(&folder.path().join(name));
+    std::fs::create_dir(path("mine")).unwrap();
+    std::fs::write(path("mine/thesis.txt"), "years of work").unwrap();
+    std::fs::write(path("not-a-model"), "abc").unwrap();
+    for (arguments, words) in [
+        (vec!["run", "nowhere.toml"], "nowhere.toml: cannot be read"),
+        (vec!["run", DEMO, "--set", "train.learning_rat=1"], "did you mean `train.learning_rate`?"),
+        (vec!["run", DEMO, "--transport", "wire"], "not available yet"),
+        (vec!["run", DEMO, "--out", &path("mine")], "is not a run's folder: nothing was changed"),
+        (vec!["run", DEMO, "--replay", &path("gone")], "give a run's folder or its rounds.jsonl"),
+        (vec!["run", DEMO, "--initial-model", &path("not-a-model")], "not a .safetensors file"),
+        (vec!["run", DEMO, "--workers", "0"], "--workers"),
+        (vec!["plan", DEMO, "--set", "population.clients=0"], "clients = 0"),
+        (vec!["report", &path("mine"), "--out", &path("r.html")], "is this a run's folder?"),
+        (vec!["sweep"], "unrecognized subcommand"),
+    ] {
+        let out = path("run");
+        let mut arguments = arguments;
+        if arguments[0] == "run" && !arguments.contains(&"--out") {
+            arguments.extend(["--out", &out]);
+        }
+        let (code, message) = command(&arguments).unwrap_err();
+        assert_eq!(code, 2, "{arguments:?}");
+        assert!(message.contains(words), "{arguments:?}: {message}");
+    }
+    assert_eq!(std::fs::read_to_string(path("mine/thesis.txt")).unwrap(), "years of work");
+}
+
+#[test]
+fn a_plan_tells_the_costs() {
+    let printed = command(&["plan", DEMO, "--format", "json"]).unwrap();
+    let plan: Value = serde_json::from_str(&printed).unwrap();
+    assert_eq!(
+        (&plan["parameters"], &plan["clients"], &plan["cohort"]),
+        (&26_010.into(), &20.into(), &8.into())
+    );
+    assert_eq!(plan["bytes_down_per_round"].as_u64().unwrap(), 8 * 26_010 * 4);
+    assert_eq!(plan["bytes_in_all"].as_u64().unwrap(), 12 * 2 * 8 * 26_010 * 4);
+    assert!(plan["label_skew"].as_f64().unwrap() > 0.3);
+    let printed = command(&[
+        "plan",
+        DEMO,
+        "--set",
+        "cohort.size=30",
+        "--set",
+        "cohort.deadline_seconds=1",
+        "--set",
+        "train.local_epochs=1000",
+    ])
+    .unwrap();
+    assert!(printed.contains("note: a round wants 30 clients, but there are 20"), "{printed}");
+    assert!(printed.contains("it will be late"), "{printed}");
+}
+
+#[test]
+fn a_download_that_cannot_be_had_is_a_failure_in_one_line() {
+    // A mirror that has nothing.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten().take(1) {
+            let mut stream = stream;
+            let _ = stream.read(&mut [0; 1024]);
+            let _ =
+                stream.write_all(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+        }
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let (into, mirror) = (text(folder.path()), format!("http://{address}/"));
+    let (code, message) =
+        command(&["data", "fetch", "mnist", "--into", &into, "--mirror", &mirror]).unwrap_err();
+    assert_eq!(code, 1);
+    assert!(message.contains("the mirror answers 404") && !message.contains('\n'), "{message}");
+}
+
+#[test]
+fn the_command_line_is_consistent() {
+    use clap::CommandFactory as _;
+    Cli::command().debug_assert();
+}

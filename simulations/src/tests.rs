@@ -1,0 +1,334 @@
+//! What a researcher relies on: the same bits for any number of workers, drop-outs that are told, replays that agree.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tributary_client::shard::Shard;
+use tributary_client::trainer::{ArithmeticTrainer, ClientUpdate, Task, TorchTrainer, TrainError, Trainer};
+use tributary_common::job::Job;
+use tributary_common::model;
+use tributary_common::record::{Metrics, Participation, Reason, RunEvent, RunState};
+use tributary_server::round::ImposedSets;
+
+use crate::engine::{Finished, Observation, Settings, SimulationError, simulate};
+use crate::scenario::{Overrides, Scenario};
+use crate::workers::MakeTrainer;
+
+const SCENARIO: &str = r#"
+[job]
+name = "t"
+seed = 3
+rounds = 3
+[job.model]
+architecture = "logistic"
+inputs = [1, 28, 28]
+classes = 10
+[job.train]
+algorithm = "fedavg"
+learning_rate = 0.1
+local_epochs = 1
+batch_size = 8
+[job.cohort]
+size = 6
+minimum = 3
+[population]
+clients = 12
+[data]
+source = "synthetic"
+examples = 240
+test_examples = 40
+[partition]
+scheme = "dirichlet"
+alpha = 0.5
+"#;
+
+fn scenario(set: &[&str]) -> Scenario {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("scenario.toml");
+    std::fs::write(&path, SCENARIO).unwrap();
+    let set = set.iter().map(|assignment| (*assignment).to_owned()).collect();
+    Scenario::read(&path, &Overrides { set, ..Overrides::default() }).unwrap()
+}
+
+fn arithmetic() -> MakeTrainer {
+    Arc::new(|| Ok(Box::new(ArithmeticTrainer)))
+}
+
+fn torch() -> MakeTrainer {
+    Arc::new(|| Ok(Box::new(TorchTrainer::new())))
+}
+
+fn settings(workers: usize, trainer: MakeTrainer) -> Settings {
+    Settings { workers, trainer, initial: None, imposed: None }
+}
+
+fn run_with(scenario: &Scenario, settings: Settings) -> Result<Finished, SimulationError> {
+    let federation = scenario.federation().unwrap();
+    simulate(scenario, federation, settings, &AtomicBool::new(false), &mut |_| {})
+}
+
+fn run(scenario: &Scenario, workers: usize, trainer: MakeTrainer) -> Finished {
+    run_with(scenario, settings(workers, trainer)).unwrap()
+}
+
+fn assert_same(a: &Finished, b: &Finished) {
+    assert_eq!(model::digest(&a.model), model::digest(&b.model));
+    assert_eq!((&a.state, a.published), (&b.state, b.published));
+    assert_eq!(a.rounds, b.rounds);
+    assert_eq!(a.evaluations, b.evaluations);
+}
+
+/// Clients that take very different real times, in an order of their own.
+struct Uneven {
+    inner: ArithmeticTrainer,
+    started: Arc<AtomicUsize>,
+}
+
+impl Trainer for Uneven {
+    fn train(&mut self, task: &Task, shard: &Shard, stop: &AtomicBool) -> Result<ClientUpdate, TrainError> {
+        self.started.fetch_add(1, Ordering::SeqCst);
+        let client: u64 = task.client.as_str().bytes().map(u64::from).sum();
+        std::thread::sleep(Duration::from_micros((client * 7919 + u64::from(task.round) * 104_729) % 3000));
+        self.inner.train(task, shard, stop)
+    }
+
+    fn evaluate(&mut self, job: &Job, model: &[f32], shard: &Shard) -> Result<Metrics, TrainError> {
+        self.inner.evaluate(job, model, shard)
+    }
+}
+
+#[test]
+fn workers_decide_no_bit_and_no_record() {
+    for set in [&[][..], &["cohort.over_selection=1.7"], &["population.samples_per_client=17"]] {
+        let scenario = scenario(set);
+        let one = run(&scenario, 1, arithmetic());
+        assert_eq!((one.state.clone(), one.published, one.evaluations.len()), (RunState::Finished, 3, 3));
+        for workers in [2, 5, 16] {
+            let started = Arc::new(AtomicUsize::new(0));
+            let uneven: MakeTrainer =
+                Arc::new(move || Ok(Box::new(Uneven { inner: ArithmeticTrainer, started: started.clone() })));
+            assert_same(&one, &run(&scenario, workers, uneven));
+        }
+    }
+}
+
+#[test]
+fn libtorch_gives_the_same_bits_on_any_number_of_workers() {
+    let scenario = scenario(&["cohort.over_selection=1.5", "model.architecture=small-cnn", "rounds=2"]);
+    let one = run(&scenario, 1, torch());
+    let surplus = |finished: &Finished| {
+        finished
+            .rounds
+            .iter()
+            .flat_map(|round| round.cohort.values())
+            .filter(|p| **p == Participation::Surplus)
+            .count()
+    };
+    assert_eq!(surplus(&one), 2 * 3, "nine are invited, six waited for");
+    assert_same(&one, &run(&scenario, 3, torch()));
+}
+
+#[test]
+fn few_updates_are_in_memory_whatever_the_cohort() {
+    let scenario = scenario(&["cohort.size=40", "population.clients=40", "rounds=2"]);
+    let started = Arc::new(AtomicUsize::new(0));
+    let counted = started.clone();
+    let trainer: MakeTrainer =
+        Arc::new(move || Ok(Box::new(Uneven { inner: ArithmeticTrainer, started: counted.clone() })));
+    let (mut delivered, mut most) = (0usize, 0usize);
+    let federation = scenario.federation().unwrap();
+    let finished =
+        simulate(&scenario, federation, settings(2, trainer), &AtomicBool::new(false), &mut |observation| {
+            if let Observation::Event(RunEvent::Progress { .. }) = observation {
+                delivered += 1;
+                most = most.max(started.load(Ordering::SeqCst).saturating_sub(delivered));
+            }
+        });
+    assert_eq!((finished.unwrap().published, delivered), (2, 80));
+    assert!(most <= 4, "{most} updates were made and not delivered");
+}
+
+#[test]
+fn a_client_that_cannot_train_drops_out_and_is_named() {
+    struct Broken;
+    impl Trainer for Broken {
+        fn train(
+            &mut self,
+            task: &Task,
+            shard: &Shard,
+            stop: &AtomicBool,
+        ) -> Result<ClientUpdate, TrainError> {
+            match task.client.as_str() {
+                "client-04" => Err(TrainError::Diverged { step: 9 }),
+                "client-05" => panic!("a bug"),
+                _ => ArithmeticTrainer.train(task, shard, stop),
+            }
+        }
+        fn evaluate(&mut self, job: &Job, model: &[f32], shard: &Shard) -> Result<Metrics, TrainError> {
+            ArithmeticTrainer.evaluate(job, model, shard)
+        }
+    }
+    let broken = || -> MakeTrainer { Arc::new(|| Ok(Box::new(Broken))) };
+    let everybody = scenario(&["cohort.size=12", "cohort.minimum=10"]);
+    let mut details = BTreeSet::new();
+    let federation = everybody.federation().unwrap();
+    let stop = AtomicBool::new(false);
+    let finished = simulate(&everybody, federation, settings(2, broken()), &stop, &mut |observation| {
+        if let Observation::Declined { client, detail, .. } = observation {
+            details.insert(format!("{client}: {detail}"));
+        }
+    });
+    let finished = finished.unwrap();
+    assert_eq!((finished.published, &finished.state), (3, &RunState::Finished));
+    let declined = Participation::Declined { reason: Reason::Training };
+    assert!(finished.rounds.iter().all(|round| round.cohort[&"client-04".parse().unwrap()] == declined));
+    let details: Vec<_> = details.into_iter().collect();
+    assert!(
+        details[0].starts_with("client-04: training diverged") && details[0].contains("step 9"),
+        "{details:?}"
+    );
+    assert!(details[1].contains("this is a bug"), "{details:?}");
+
+    let all_needed = scenario(&["cohort.size=12", "cohort.minimum=12", "cohort.attempts=2"]);
+    let failed = run(&all_needed, 2, broken());
+    assert!(matches!(failed.state, RunState::Failed { .. }), "{:?}", failed.state);
+    assert_eq!((failed.published, failed.rounds.len(), failed.evaluations.len()), (0, 2, 0));
+}
+
+#[test]
+fn a_policy_refuses_before_anything_is_trained() {
+    let finished = run(&scenario(&["policy.minimum_cohort=4"]), 1, arithmetic());
+    assert!(matches!(finished.state, RunState::Failed { .. }));
+    let declined = Participation::Declined { reason: Reason::Policy };
+    assert!(finished.rounds.iter().flat_map(|round| round.cohort.values()).all(|part| *part == declined));
+}
+
+#[test]
+fn a_replay_imposes_the_accepted_sets() {
+    let over = run(&scenario(&["cohort.over_selection=1.8"]), 2, arithmetic());
+    let accepted = |finished: &Finished| -> ImposedSets {
+        finished.rounds.iter().map(|round| (round.round, round.accepted().cloned().collect())).collect()
+    };
+    // Without the over-selection other cohorts would be drawn; imposed, the same clients train, and no more.
+    let plain = scenario(&[]);
+    let replayed =
+        run_with(&plain, Settings { imposed: Some(accepted(&over)), ..settings(2, arithmetic()) }).unwrap();
+    assert_eq!(accepted(&replayed), accepted(&over));
+    assert_eq!(model::digest(&replayed.model), model::digest(&over.model));
+    assert_ne!(accepted(&run(&plain, 2, arithmetic())), accepted(&over));
+}
+
+#[test]
+fn a_run_starts_from_the_model_it_is_given() {
+    let scenario = scenario(&["rounds=1"]);
+    let first = run(&scenario, 1, arithmetic());
+    let layout = scenario.job.layout().unwrap();
+    let drawn = Some(layout.initial(scenario.job.seed));
+    assert_same(
+        &first,
+        &run_with(&scenario, Settings { initial: drawn, ..settings(1, arithmetic()) }).unwrap(),
+    );
+    let zeros = Some(vec![0.0; layout.parameters()]);
+    let other = run_with(&scenario, Settings { initial: zeros, ..settings(1, arithmetic()) }).unwrap();
+    assert_ne!(model::digest(&first.model), model::digest(&other.model));
+}
+
+#[test]
+fn a_stopped_run_keeps_what_it_published() {
+    let scenario = scenario(&["rounds=1000"]);
+    let federation = scenario.federation().unwrap();
+    let stop = AtomicBool::new(false);
+    let finished = simulate(&scenario, federation, settings(2, arithmetic()), &stop, &mut |observation| {
+        if let Observation::Event(RunEvent::RoundStarted { round: 4, .. }) = observation {
+            stop.store(true, Ordering::Relaxed);
+        }
+    });
+    let finished = finished.unwrap();
+    assert_eq!((finished.state, finished.published), (RunState::Stopped, 3));
+    assert_eq!((finished.rounds.len(), finished.evaluations.len()), (4, 3));
+}
+
+#[test]
+fn the_first_cohort_is_drawn_from_everybody() {
+    let finished = run(&scenario(&["cohort.size=3", "rounds=8"]), 1, arithmetic());
+    assert!(finished.rounds.iter().all(|round| round.eligible == 12));
+    let members: BTreeSet<_> = finished.rounds.iter().flat_map(|round| round.cohort.keys()).collect();
+    assert!(members.len() > 8, "{members:?}");
+}
+
+#[test]
+fn sites_evaluate_on_their_own_rows_and_hide_small_cells() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut csv = String::from("hospital,a,b,y\n");
+    for row in 0..120 {
+        let site = ["north", "south", "west"][row % 3];
+        csv.push_str(&format!("{site},{},{},{}\n", row % 7, row % 5, u8::from(row % 7 > 3)));
+    }
+    std::fs::write(folder.path().join("rows.csv"), csv).unwrap();
+    let text = SCENARIO
+        .split("[population]")
+        .next()
+        .unwrap()
+        .replace("[1, 28, 28]", "[2]")
+        .replace("= 10\n", "= 2\n")
+        .replace("size = 6", "size = 3")
+        + "[job.evaluation]\nfederated = true\n[data]\nsource = 'csv'\npath = 'rows.csv'\nlabel = 'y'\n\
+           sites = { column = 'hospital' }\nsplit = { test_fraction = 0.3 }\n";
+    let path = folder.path().join("sites.toml");
+    std::fs::write(&path, text).unwrap();
+    let read = |set: &[&str]| {
+        let set = set.iter().map(|assignment| (*assignment).to_owned()).collect();
+        Scenario::read(&path, &Overrides { set, ..Overrides::default() }).unwrap()
+    };
+    let open = run(&read(&[]), 2, torch());
+    let last = open.evaluations.last().unwrap();
+    let names: Vec<&str> = last.by_client.keys().map(|name| name.as_str()).collect();
+    assert_eq!(names, ["north", "south", "west"]);
+    let (held_out, federated) = (last.held_out.clone().unwrap(), last.federated().unwrap());
+    assert_eq!((held_out.examples, held_out.correct), (federated.examples, federated.correct));
+    assert!(last.by_client.values().all(|metrics| metrics.confusion.iter().all(Option::is_some)));
+    let hidden = run(&read(&["policy.minimum_cell=1000"]), 2, torch());
+    assert!(hidden.evaluations.iter().all(|record| record.headline().is_none()));
+    assert_eq!(model::digest(&hidden.model), model::digest(&open.model));
+}
+
+#[test]
+fn every_file_in_jobs_is_understood() {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../jobs");
+    let mut kinds = BTreeMap::new();
+    for entry in std::fs::read_dir(&folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let is_job = text.lines().any(|line| line == "[model]");
+        if is_job {
+            Job::parse(&text).unwrap_or_else(|error| panic!("{name}: {error}"));
+        } else {
+            Scenario::read(&path, &Overrides::default()).unwrap_or_else(|error| panic!("{error}"));
+        }
+        *kinds.entry(is_job).or_insert(0) += 1;
+    }
+    assert!(kinds[&true] >= 1 && kinds[&false] >= 7, "{kinds:?}");
+    let read = |name: &str| Scenario::read(&folder.join(name), &Overrides::default()).unwrap().job;
+    let (mut avg, prox) = (read("mnist-shards-fedavg.toml"), read("mnist-shards-fedprox.toml"));
+    (avg.name, avg.train.algorithm, avg.train.proximal_mu) =
+        (prox.name.clone(), prox.train.algorithm, prox.train.proximal_mu);
+    assert_eq!(avg, prox, "the two differ in the algorithm alone");
+}
+
+#[test]
+fn real_data_load_as_the_jobs_say() {
+    let Some(base) = std::env::var_os("TRIBUTARY_DATA").map(PathBuf::from) else {
+        eprintln!("skipped: TRIBUTARY_DATA is not set (a folder with mnist/, heart-disease/ and pneumonia/)");
+        return;
+    };
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../jobs");
+    let overrides = Overrides { data: Some(base), ..Overrides::default() };
+    for (name, clients) in [("mnist.toml", 100), ("heart-disease-sim.toml", 4), ("pneumonia.toml", 20)] {
+        let scenario = Scenario::read(&folder.join(name), &overrides).unwrap();
+        assert_eq!(scenario.federation().unwrap().shares.len(), clients, "{name}");
+    }
+}
