@@ -386,6 +386,8 @@ struct World {
     storing: Option<RoundKey>,
     evaluating: Option<RoundKey>,
     upload: Option<Attempt>,
+    /// The attempt that each round's bytes were last sent for.
+    sent: BTreeMap<RoundKey, u32>,
     /// On the disk.
     disk: BTreeMap<RoundKey, Kept>,
     /// Invitations without an end yet, and the last one of all.
@@ -406,6 +408,7 @@ impl World {
             storing: None,
             evaluating: None,
             upload: None,
+            sent: BTreeMap::new(),
             disk: BTreeMap::new(),
             open: BTreeSet::new(),
             last: None,
@@ -449,6 +452,7 @@ impl World {
                     "an upload of bytes that were not stored"
                 );
                 self.upload = Some(at);
+                self.sent.insert(at.key(), at.attempt);
                 self.open.remove(&at);
             }
             Effect::Forget { key } => {
@@ -517,7 +521,7 @@ impl World {
     }
 
     fn machine_is_at_a_later_attempt(&self, at: Attempt) -> bool {
-        self.upload.is_some_and(|sent| sent.key() == at.key() && sent.attempt > at.attempt) || self.exited
+        self.sent.get(&at.key()).is_some_and(|attempt| *attempt > at.attempt) || self.exited
     }
 
     fn answer(&mut self, which: u8, well: bool) {
