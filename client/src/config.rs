@@ -147,7 +147,10 @@ impl NodeConfig {
         if let Some(share) = &config.share {
             share.check().map_err(|cause| ConfigError::Share { path: path.to_path_buf(), cause })?;
         }
-        config.dir = folder_of(path).join(&config.dir);
+        if config.dir != here() || !folder_of(path).as_os_str().is_empty() {
+            let below = config.dir.strip_prefix(".").unwrap_or(&config.dir);
+            config.dir = folder_of(path).join(below);
+        }
         Ok(config)
     }
 
@@ -303,7 +306,7 @@ mod tests {
         let config = NodeConfig::load(&path).unwrap();
         assert_eq!((config.role, config.drain_seconds), (Role::Trainer, 30));
         assert_eq!(config.policy, Policy::default());
-        assert_eq!(config.dir, dir.path().join("."));
+        assert_eq!(config.dir, dir.path());
     }
 
     #[test]

@@ -8,9 +8,7 @@ use serde::Serialize;
 
 use crate::digest::Digest;
 use crate::ids::NodeName;
-use crate::record::{
-    EvaluationRecord, Participation, Reason, RoundOutcome, RoundRecord, RunEvent, RunState,
-};
+use crate::record::{EvaluationRecord, Participation, Reason, RoundOutcome, RoundRecord, RunEvent, RunState};
 use crate::time::Time;
 
 /// A client that was invited and is not in the sum.

@@ -313,14 +313,14 @@ mod tests {
         assert_eq!(elsewhere.data_dir, Path::new("/srv/fl"));
 
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("tributary-server.toml");
+        let path = folder.path().join("server.toml");
         let missing = ServerConfig::load(&path).unwrap_err().to_string();
-        assert!(missing.contains("tributary-server.toml: No such file"), "{missing}");
+        assert!(missing.contains("server.toml: No such file"), "{missing}");
         std::fs::write(&path, MINIMAL).unwrap();
         assert_eq!(ServerConfig::load(&path).unwrap().data_dir, folder.path().join("data"));
         std::fs::write(&path, "public_url = ").unwrap();
         let broken = ServerConfig::load(&path).unwrap_err().to_string();
-        assert!(broken.contains("tributary-server.toml: not TOML: line 1"), "{broken}");
+        assert!(broken.contains("server.toml: not TOML: line 1"), "{broken}");
     }
 
     #[test]

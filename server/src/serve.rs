@@ -193,9 +193,9 @@ async fn renew(authority: Arc<Authority>) {
     loop {
         tokio::time::sleep(CERTIFICATE_CHECK).await;
         let authority = authority.clone();
-        match tokio::task::spawn_blocking(move || authority.renew_server_certificate(Clock.now())).await {
-            Ok(Err(error)) => tracing::error!("cannot renew the server's certificate: {error}"),
-            Ok(Ok(_)) | Err(_) => {}
+        let renewed = tokio::task::spawn_blocking(move || authority.renew_server_certificate(Clock.now())).await;
+        if let Ok(Err(error)) = renewed {
+            tracing::error!("cannot renew the server's certificate: {error}");
         }
     }
 }

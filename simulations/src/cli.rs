@@ -257,11 +257,13 @@ fn run(arguments: &RunArguments, out: &mut dyn Write) -> Result<(), End> {
 
     let interrupted = stop.load(Ordering::Relaxed) && finished.state == RunState::Stopped;
     let reached = format!("after {} of {} rounds", finished.published, scenario.job.rounds);
+    let why_stopped =
+        if finished.deserted { "too few clients are left that can take part" } else { "by its operator" };
     let warning = match &finished.state {
         RunState::Failed { reason } => Some(format!("The run failed {reached}: {reason}.")),
         _ if interrupted => Some(format!("The run was interrupted {reached}: this report is partial.")),
         RunState::Finished => None,
-        _ => Some(format!("The run was stopped {reached}: this report is partial.")),
+        _ => Some(format!("The run was stopped {reached}, {why_stopped}: this report is partial.")),
     };
     let digest = model::digest(&finished.model);
     let machine = Machine {
@@ -302,7 +304,7 @@ fn run(arguments: &RunArguments, out: &mut dyn Write) -> Result<(), End> {
         RunState::Finished => Ok(()),
         RunState::Failed { reason } => Err(failed(format!("the run failed {reached}: {reason}"))),
         _ if interrupted => Err(End::Interrupted),
-        _ => Err(failed(format!("the run was stopped {reached}"))),
+        _ => Err(failed(format!("the run was stopped {reached}, {why_stopped}"))),
     }
 }
 

@@ -57,12 +57,6 @@ pub enum SimulationError {
     /// The imposed record does not fit the scenario.
     #[error("the replayed record does not fit: {0}")]
     Replay(String),
-    /// Nothing is under way and nothing is due.
-    #[error("round {round} waits for clients that do not come: lower [cohort] minimum")]
-    Stuck {
-        /// The round that waits.
-        round: u32,
-    },
 }
 
 /// How a simulation runs, beside the scenario.
@@ -105,6 +99,8 @@ pub enum Observation<'a> {
 pub struct Finished {
     /// How it ended.
     pub state: RunState,
+    /// Whether it was stopped because too few clients are left that can take part in another round.
+    pub deserted: bool,
     /// Rounds published.
     pub published: u32,
     /// The last published model, or the initial one.
@@ -187,10 +183,11 @@ pub fn simulate(
     };
     simulation.send(outgoing);
     simulation.actions.push_back(Action::Run(gathered));
-    simulation.until_over(stop)?;
+    let deserted = simulation.until_over(stop)?;
     let Simulation { run, .. } = &simulation;
     Ok(Finished {
         state: run.head().state.clone(),
+        deserted,
         published: run.head().published,
         model: run.model().clone(),
         rounds: store.rounds(RUN)?,
@@ -301,14 +298,15 @@ struct Simulation<'a> {
 }
 
 impl Simulation<'_> {
-    fn until_over(&mut self, stop: &AtomicBool) -> Result<(), SimulationError> {
-        let mut stopping = false;
+    /// Goes on until the run is over; whether it had to be stopped because nothing was under way and nothing due.
+    fn until_over(&mut self, stop: &AtomicBool) -> Result<bool, SimulationError> {
+        let (mut stopping, mut deserted) = (false, false);
         loop {
             while let Some(action) = self.actions.pop_front() {
                 self.act(action)?;
             }
             if self.run.is_over() {
-                return Ok(());
+                return Ok(deserted);
             }
             if stop.load(Ordering::Relaxed) && !stopping {
                 stopping = true;
@@ -323,7 +321,10 @@ impl Simulation<'_> {
                     self.now = self.now.max(tick);
                     self.actions.push_back(Action::Run(round::Input::Tick));
                 }
-                (_, None) => return Err(SimulationError::Stuck { round: self.run.head().published + 1 }),
+                (_, None) => {
+                    (stopping, deserted) = (true, true);
+                    self.actions.push_back(Action::Run(round::Input::Stop));
+                }
             }
         }
     }

@@ -203,7 +203,13 @@ fn a_policy_refuses_before_anything_is_trained() {
     let finished = run(&scenario(&["policy.minimum_cohort=4"]), 1, arithmetic());
     assert!(matches!(finished.state, RunState::Failed { .. }));
     let declined = Participation::Declined { reason: Reason::Policy };
-    assert!(finished.rounds.iter().flat_map(|round| round.cohort.values()).all(|part| *part == declined));
+    let parts = || finished.rounds.iter().flat_map(|round| round.cohort.values());
+    assert!(parts().filter(|part| **part == declined).count() >= 4);
+    assert!(parts().all(|part| !matches!(part, Participation::Accepted { .. })));
+
+    // Enough attempts, and nobody is left who has not declined.
+    let deserted = run(&scenario(&["policy.minimum_cohort=4", "cohort.attempts=100"]), 1, arithmetic());
+    assert_eq!((deserted.state, deserted.deserted, deserted.published), (RunState::Stopped, true, 0));
 }
 
 #[test]

@@ -174,10 +174,10 @@ impl Coordinator {
 
     /// Starts the process (again).
     pub fn serve(&mut self) {
-        let _ = std::fs::remove_file(self.path("address"));
+        let _ = std::fs::remove_file(self.path("data/address"));
         let mut process = Process::start("tributary-server", "coordinator", &["serve", "--config", &self.config()]);
         process.wait_for("listening", 1);
-        let text = std::fs::read_to_string(self.path("address")).expect("the address file");
+        let text = std::fs::read_to_string(self.path("data/address")).expect("the address file");
         self.address = text.trim().parse().expect("an address");
         self.process = Some(process);
     }

@@ -56,7 +56,9 @@ struct Shell {
 
 impl Shell {
     fn command(&self, program: &str, arguments: &[&str]) -> Command {
-        println!("$ {program} {}", arguments.join(" "));
+        // A token is long, and a secret.
+        let shown = |argument: &&str| if argument.starts_with("tributary1.") { "TOKEN" } else { *argument }.to_owned();
+        println!("$ {program} {}", arguments.iter().map(shown).collect::<Vec<_>>().join(" "));
         let mut command = Command::new(self.programs.join(program));
         command.args(arguments).current_dir(&self.repository).stdin(Stdio::null());
         command
@@ -114,7 +116,7 @@ fn demonstrate(shell: &Shell, out: &Path) -> anyhow::Result<String> {
     let config = format!("{coordinator}/server.toml");
     let serve = ["serve", "--config", &config];
     let mut children = Children(vec![shell.start(&format!("{OUT}/coordinator.log"), "tributary-server", &serve)?]);
-    wait_for(&out.join("coordinator"), "admin.sock", &mut children)?;
+    wait_for(&out.join("coordinator/data"), "admin.sock", &mut children)?;
 
     for index in 0..=NODES {
         let name = if index < NODES { format!("client-{index}") } else { "evaluator".to_owned() };

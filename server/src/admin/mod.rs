@@ -139,7 +139,9 @@ fn exported(store: &dyn Store, run: RunId) -> Result<Vec<u8>, Status> {
         let values = match store.model(head.model) {
             Ok(values) => values,
             // A round may have been published since the head was read, and the model before it deleted.
-            Err(StoreError::Missing { .. }) if store.run(run).map_err(store_status)?.head.model != head.model => {
+            Err(StoreError::Missing { .. })
+                if store.run(run).map_err(store_status)?.head.model != head.model =>
+            {
                 continue;
             }
             Err(error) => return Err(store_status(error)),
@@ -183,7 +185,8 @@ impl Admin for AdminService {
         }
         let expires = Clock.now().plus_seconds(valid_seconds);
         let (store, authority) = (self.driver.store().clone(), self.authority.clone());
-        let make = move || create_token(store.as_ref(), &authority, &node, expires).map(|token| (node, token));
+        let make =
+            move || create_token(store.as_ref(), &authority, &node, expires).map(|token| (node, token));
         let (node, token) = blocking(make).await?.map_err(|error| Status::internal(error.to_string()))?;
         tracing::info!(%node, "made a token for node {node}");
         let expires_unix_seconds = expires.0 / 1000;
@@ -242,7 +245,9 @@ impl Admin for AdminService {
         let mut initial: Option<Vec<u8>> = None;
         while let Some(part) = parts.next().await.transpose()? {
             let Some(Part::Model(bytes)) = part.part else {
-                return Err(Status::invalid_argument("after the job comes the initial model, and nothing else"));
+                return Err(Status::invalid_argument(
+                    "after the job comes the initial model, and nothing else",
+                ));
             };
             let model = initial.get_or_insert_default();
             if (model.len() + bytes.len()) as u64 > most {
@@ -270,7 +275,8 @@ impl Admin for AdminService {
         request: Request<wire::ShowRunRequest>,
     ) -> Result<Response<wire::ShowRunResponse>, Status> {
         let run = RunId(request.get_ref().run);
-        let read = move |store: &dyn Store| Ok((store.run(run)?, store.rounds(run)?, store.evaluations(run)?));
+        let read =
+            move |store: &dyn Store| Ok((store.run(run)?, store.rounds(run)?, store.evaluations(run)?));
         let (stored, rounds, evaluations) = self.read(read).await?;
         Ok(Response::new(wire::ShowRunResponse {
             run: Some(run_to_wire(&stored)?),

@@ -22,7 +22,8 @@ use crate::admin;
 use crate::config::ServerConfig;
 
 pub(super) fn serve(config: &ServerConfig) -> Result<(), Failure> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::failed)?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::failed)?;
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate()).map_err(Failure::failed)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(Failure::failed)?;
@@ -55,7 +56,8 @@ pub(super) fn serve(config: &ServerConfig) -> Result<(), Failure> {
 pub(super) fn with_runtime(
     command: impl Future<Output = Result<ExitCode, Failure>>,
 ) -> Result<ExitCode, Failure> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::failed)?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::failed)?;
     runtime.block_on(command)
 }
 
@@ -108,7 +110,8 @@ pub(super) async fn run(command: RunCommand) -> Result<ExitCode, Failure> {
             print(&show::runs(format.format, &runs)?)?;
         }
         RunCommand::Show { run, format, config } => {
-            let shown = open(&config).await?.show_run(wire::ShowRunRequest { run: run.0 }).await?.into_inner();
+            let shown =
+                open(&config).await?.show_run(wire::ShowRunRequest { run: run.0 }).await?.into_inner();
             print(&show::run(format.format, &shown)?)?;
         }
         RunCommand::Watch { run, format, config } => {
@@ -158,7 +161,11 @@ async fn follow(client: &mut AdminClient<Channel>, run: RunId, format: Format) -
     let mut events = client.watch_run(wire::WatchRunRequest { run: run.0 }).await?.into_inner();
     let mut progress = Progress::new(rounds);
     let mut status = StatusLine::new(format);
-    let lost = || Failure::failed(format!("the coordinator went away; the run goes on when it is back: watch {run} again"));
+    let lost = || {
+        Failure::failed(format!(
+            "the coordinator went away; the run goes on when it is back: watch {run} again"
+        ))
+    };
     loop {
         let event = match events.message().await {
             Ok(event) => event.ok_or_else(lost)?,

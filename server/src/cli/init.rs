@@ -8,12 +8,13 @@ use std::path::Path;
 
 use tributary_common::time::Clock;
 
-use super::{CONFIG_FILE, Failure, print};
+use super::{CONFIG_FILE, Failure};
 use crate::authority::Authority;
 use crate::config::ServerConfig;
 use crate::store::SledStore;
 
-pub(super) fn init(dir: &Path, names: &[String], listen: SocketAddr) -> Result<(), Failure> {
+/// Makes the folder, and returns what to tell the operator.
+pub(super) fn init(dir: &Path, names: &[String], listen: SocketAddr) -> Result<String, Failure> {
     let Some((host, more)) = names.split_first() else {
         return Err(Failure::usage("give --name: the name under which nodes reach the coordinator"));
     };
@@ -24,7 +25,10 @@ pub(super) fn init(dir: &Path, names: &[String], listen: SocketAddr) -> Result<(
     let absolute = std::path::absolute(dir).map_err(failed)?;
     let config = ServerConfig::parse(&text, &absolute).map_err(Failure::usage)?;
     if path.exists() {
-        return Err(Failure::usage(format!("{} exists already: this is a coordinator's folder", path.display())));
+        return Err(Failure::usage(format!(
+            "{} exists already: this is a coordinator's folder",
+            path.display()
+        )));
     }
     fs::create_dir_all(dir).map_err(failed)?;
     DirBuilder::new().recursive(true).mode(0o700).create(&config.data_dir).map_err(failed)?;
@@ -42,7 +46,7 @@ pub(super) fn init(dir: &Path, names: &[String], listen: SocketAddr) -> Result<(
         other => other.map_err(failed)?,
     }
     let config_path = path.display();
-    print(&format!(
+    Ok(format!(
         "A coordinator is ready in {}; nodes will dial {}.
 
 Start it:

@@ -202,7 +202,7 @@ struct FormatArg {
 }
 
 /// The configuration file's name, as `init` writes it.
-const CONFIG_FILE: &str = "tributary-server.toml";
+const CONFIG_FILE: &str = "server.toml";
 
 /// Why a command ends without success: one line, and the exit code.
 #[derive(Debug)]
@@ -237,7 +237,8 @@ impl From<tonic::Status> for Failure {
 pub fn main() -> ExitCode {
     let Cli { command, log_format } = Cli::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let log =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
     // An error means that a log is set up already, and that one is used then.
     let _ = match log_format {
         LogFormat::Text => log.try_init(),
@@ -257,7 +258,7 @@ pub fn main() -> ExitCode {
 fn run(command: Command) -> Result<ExitCode, Failure> {
     let done = |()| ExitCode::SUCCESS;
     match command {
-        Command::Init { dir, names, listen } => init::init(&dir, &names, listen).map(done),
+        Command::Init { dir, names, listen } => print(&init::init(&dir, &names, listen)?).map(done),
         Command::CheckConfig { file } => {
             let config = ServerConfig::load(&file).map_err(Failure::usage)?;
             print(&show::config(&config)).map(done)

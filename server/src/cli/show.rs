@@ -18,7 +18,8 @@ use crate::config::ServerConfig;
 fn moment(unix_seconds: u64) -> String {
     let seconds = i64::try_from(unix_seconds).unwrap_or(i64::MAX);
     let format = format_description!("[year]-[month]-[day] [hour]:[minute] UTC");
-    let moment = OffsetDateTime::from_unix_timestamp(seconds).ok().and_then(|moment| moment.format(&format).ok());
+    let moment =
+        OffsetDateTime::from_unix_timestamp(seconds).ok().and_then(|moment| moment.format(&format).ok());
     moment.unwrap_or_else(|| format!("second {unix_seconds}"))
 }
 

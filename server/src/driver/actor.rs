@@ -36,14 +36,15 @@ struct Active {
 }
 
 struct Actor {
+    // Dropped before the nodes' queues: a stream whose queue ends then sees that the driver is gone.
+    current: watch::Sender<Option<Current>>,
+    happened: broadcast::Sender<Arc<Happened>>,
     store: Arc<dyn Store>,
     clock: Clock,
     nodes: BTreeMap<NodeName, Node>,
     active: Option<Active>,
     queue: VecDeque<RunId>,
     last_submitted: Time,
-    current: watch::Sender<Option<Current>>,
-    happened: broadcast::Sender<Arc<Happened>>,
 }
 
 /// Opens what the store holds and starts the thread. `end` learns how the thread ended.
@@ -62,7 +63,7 @@ pub(super) fn start(
     let last_submitted = runs.iter().map(|run| run.submitted).max().unwrap_or_default();
     let queue = runs.into_iter().filter(|run| !run.head.state.is_over()).map(|run| run.run).collect();
     let nodes = BTreeMap::new();
-    let mut actor = Actor { store, clock, nodes, active: None, queue, last_submitted, current, happened };
+    let mut actor = Actor { current, happened, store, clock, nodes, active: None, queue, last_submitted };
     actor.perform(Vec::new())?;
     let timer = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(thread_error)?;
     let work = move || {
@@ -188,7 +189,9 @@ impl Actor {
         }
         let last = active.and_then(|active| active.last.as_ref()).filter(|last| last.round == asked.round);
         let reason = match last.map(|last| (&last.outcome, last.cohort.get(node))) {
-            Some((RoundOutcome::Published { .. }, Some(Participation::Accepted { .. }))) => Dismissal::Published,
+            Some((RoundOutcome::Published { .. }, Some(Participation::Accepted { .. }))) => {
+                Dismissal::Published
+            }
             Some((RoundOutcome::Abandoned { .. }, _)) => Dismissal::Abandoned,
             _ => Dismissal::NotUsed,
         };
@@ -266,8 +269,12 @@ impl Actor {
             if let Some(active) = self.active.take_if(|active| active.run.is_over()) {
                 tracing::debug!(run = %active.run.id(), "closed");
             }
-            let lost: Vec<NodeName> =
-                self.nodes.iter().filter(|(_, node)| node.outbox.is_none()).map(|(name, _)| name.clone()).collect();
+            let lost: Vec<NodeName> = self
+                .nodes
+                .iter()
+                .filter(|(_, node)| node.outbox.is_none())
+                .map(|(name, _)| name.clone())
+                .collect();
             if let Some(active) = &mut self.active {
                 for node in lost {
                     self.nodes.remove(&node);
@@ -305,7 +312,9 @@ impl Actor {
                 Some(open) => tracing::info!(
                     run = %id, "run {id} ({name}) goes on: round {} of {rounds}, attempt {} is open", open.round, open.attempt
                 ),
-                None => tracing::info!(run = %id, "run {id} ({name}) begins: {} of {rounds} rounds are published", head.published),
+                None => {
+                    tracing::info!(run = %id, "run {id} ({name}) begins: {} of {rounds} rounds are published", head.published)
+                }
             }
             let nodes = self.nodes.iter().map(|(name, node)| (name.clone(), node.role)).collect();
             outgoing.extend(run.handle(now, Input::Present { nodes })?);

@@ -281,7 +281,13 @@ impl Driver {
     }
 
     /// The node evaluated the model that `run` published in `round`.
-    pub async fn evaluated(&self, by: &Connection, run: RunId, round: u32, metrics: Metrics) -> Result<(), Gone> {
+    pub async fn evaluated(
+        &self,
+        by: &Connection,
+        run: RunId,
+        round: u32,
+        metrics: Metrics,
+    ) -> Result<(), Gone> {
         let (node, connection) = (by.node.clone(), by.id);
         self.send(Command::Evaluated { node, connection, run, round, metrics }).await
     }
@@ -327,7 +333,10 @@ impl Driver {
 
     /// What happened in a run so far, then what happens, with the time where it is known. The stream ends
     /// when the run is over; an error says why it ends before.
-    pub fn watch(&self, run: RunId) -> mpsc::Receiver<Result<(Option<Time>, RunEvent), watching::WatchError>> {
+    pub fn watch(
+        &self,
+        run: RunId,
+    ) -> mpsc::Receiver<Result<(Option<Time>, RunEvent), watching::WatchError>> {
         watching::watch(self, run)
     }
 

@@ -142,7 +142,10 @@ async fn a_run_from_its_submission_to_its_end() {
         driver.evaluated(&judge.connection, run, round, metrics).await.unwrap();
     }
     let lines = soon(watching).await.unwrap();
-    assert!(matches!(lines[0], Line::Round { round: 1, accuracy: Some(0.75), completed: 2, bytes_up: 48, .. }));
+    assert!(matches!(
+        lines[0],
+        Line::Round { round: 1, accuracy: Some(0.75), completed: 2, bytes_up: 48, .. }
+    ));
     assert_eq!((lines.len(), model_of(&lines[2])), (3, after(2, 0.25)));
     // Whoever comes late is told the same.
     let told = self::lines(&driver, run, 2).await;
@@ -186,7 +189,8 @@ async fn runs_go_one_after_another_and_can_be_stopped() {
     for _ in 0..4 {
         runs.push(driver.submit(job(1, 1, ""), None).await.unwrap());
     }
-    let states = || store.runs().unwrap().into_iter().map(|run| (run.run, run.head.state)).collect::<Vec<_>>();
+    let states =
+        || store.runs().unwrap().into_iter().map(|run| (run.run, run.head.state)).collect::<Vec<_>>();
     let (queued, running) = (RunState::Queued, RunState::Running);
     let of = |states: [&RunState; 4]| runs.iter().copied().zip(states.map(Clone::clone)).collect::<Vec<_>>();
     assert_eq!(states(), of([&running, &queued, &queued, &queued]));

@@ -74,7 +74,8 @@ async fn follow(driver: &Driver, run: RunId, to: &mpsc::Sender<Watched>) -> Resu
         // Subscribed before the records are read: what happens in between comes twice, and is told once.
         let live = driver.happened.upgrade().map(|sender| sender.subscribe());
         let store = driver.store.clone();
-        let past = tokio::task::spawn_blocking(move || past(store.as_ref(), run)).await.map_err(|_| Gone)??;
+        let past =
+            tokio::task::spawn_blocking(move || past(store.as_ref(), run)).await.map_err(|_| Gone)??;
         for event in past {
             let last = matches!(event, RunEvent::Ended { .. });
             // An error means that nobody watches any more.

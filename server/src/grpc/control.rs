@@ -12,8 +12,8 @@ use tributary_common::time::{Clock, Time};
 use tributary_proto::coordinator::coordinator_message::Message as ToPeer;
 use tributary_proto::coordinator::node_message::Message as FromPeer;
 use tributary_proto::coordinator::{
-    CoordinatorMessage, Dismiss, DismissReason, Evaluate, Goodbye, Hello, Invite, NodeMessage, Role as WireRole,
-    Welcome,
+    CoordinatorMessage, Dismiss, DismissReason, Evaluate, Goodbye, Hello, Invite, NodeMessage,
+    Role as WireRole, Welcome,
 };
 use tributary_proto::{PROTOCOL_VERSIONS, negotiate};
 
@@ -208,17 +208,22 @@ async fn down(shutdown: &mut watch::Receiver<bool>) {
 }
 
 /// One message of the node.
-async fn take(core: &Core, connection: &Connection, sender: &Sender, received: NodeMessage) -> Result<(), End> {
+async fn take(
+    core: &Core,
+    connection: &Connection,
+    sender: &Sender,
+    received: NodeMessage,
+) -> Result<(), End> {
     match received.message {
         Some(FromPeer::Heartbeat(heartbeat)) => send(core, sender, ToPeer::Heartbeat(heartbeat)).await,
         Some(FromPeer::Decline(decline)) => {
             let reason = Reason::try_from(decline.reason())?;
-            let attempt =
-                Attempt { run: RunId(decline.run), round: decline.round, attempt: decline.attempt };
+            let attempt = Attempt { run: RunId(decline.run), round: decline.round, attempt: decline.attempt };
             Ok(core.driver.declined(connection, attempt, reason).await?)
         }
         Some(FromPeer::Evaluation(report)) => {
-            let metrics = report.metrics.as_ref().map(tributary_proto::metrics).transpose()?.unwrap_or_default();
+            let metrics =
+                report.metrics.as_ref().map(tributary_proto::metrics).transpose()?.unwrap_or_default();
             Ok(core.driver.evaluated(connection, RunId(report.run), report.round, metrics).await?)
         }
         Some(FromPeer::Hello(_)) => Err(Status::invalid_argument("a control stream has one Hello").into()),

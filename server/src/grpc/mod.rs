@@ -102,7 +102,10 @@ impl Coordinator for CoordinatorService {
         Ok(Response::new(WhileLive { chunks: Some(chunks), refusal }))
     }
 
-    async fn upload_status(&self, request: Request<UploadHeader>) -> Result<Response<UploadProgress>, Status> {
+    async fn upload_status(
+        &self,
+        request: Request<UploadHeader>,
+    ) -> Result<Response<UploadProgress>, Status> {
         let peer = peer(&request)?;
         Ok(Response::new(self.core.transfers.status(&peer.node, request.get_ref()).await?))
     }

@@ -93,14 +93,17 @@ impl Transfers {
     pub fn fetch(&self, request: &FetchRequest) -> Result<ModelChunks, Status> {
         let wanted = tributary_proto::digest("model", &request.model)?;
         let current = self.driver.current();
-        let model = current.borrow().as_ref().filter(|current| current.digest == wanted).map(|c| c.model.clone());
+        let model =
+            current.borrow().as_ref().filter(|current| current.digest == wanted).map(|c| c.model.clone());
         let model = model.ok_or_else(|| {
             Status::not_found(format!("model {} is not the present one of the active run", wanted.short()))
         })?;
         let total_bytes = model.len() as u64 * 4;
         if request.offset > total_bytes {
             let offset = request.offset;
-            return Err(Status::out_of_range(format!("offset {offset} is beyond the model's {total_bytes} bytes")));
+            return Err(Status::out_of_range(format!(
+                "offset {offset} is beyond the model's {total_bytes} bytes"
+            )));
         }
         Ok(ModelChunks { model, at: request.offset })
     }
@@ -157,7 +160,12 @@ impl Transfers {
     }
 
     /// The whole update; `None` if the stream ended properly before its last byte.
-    async fn receive<S>(&self, key: &UploadKey, upload: &Upload, parts: &mut S) -> Result<Option<Received>, Status>
+    async fn receive<S>(
+        &self,
+        key: &UploadKey,
+        upload: &Upload,
+        parts: &mut S,
+    ) -> Result<Option<Received>, Status>
     where
         S: Stream<Item = Result<UploadPart, Status>> + Unpin,
     {
@@ -208,7 +216,8 @@ impl Transfers {
 
     fn check_length(&self, upload: &Upload) -> Result<(), Status> {
         let current = self.driver.current();
-        let expected = current.borrow().as_ref().filter(|c| c.run == upload.run).map(|c| c.model.len() as u64 * 4);
+        let expected =
+            current.borrow().as_ref().filter(|c| c.run == upload.run).map(|c| c.model.len() as u64 * 4);
         match expected {
             Some(expected) if expected != upload.total_bytes => Err(Status::invalid_argument(format!(
                 "total_bytes: {}, but an update of this model has {expected}",

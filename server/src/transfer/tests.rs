@@ -50,7 +50,11 @@ impl World {
         }
     }
 
-    async fn upload(&self, node: &str, parts: Vec<Result<UploadPart, Status>>) -> Result<UploadProgress, Status> {
+    async fn upload(
+        &self,
+        node: &str,
+        parts: Vec<Result<UploadPart, Status>>,
+    ) -> Result<UploadProgress, Status> {
         self.transfers.upload(&name(node), tokio_stream::iter(parts)).await
     }
 
@@ -103,11 +107,15 @@ async fn a_broken_upload_is_resumed_and_taken_once() {
     let update = content(0.5);
     let header = world.header(&update);
     assert_eq!(progress(world.status("a", &header).await), (0, false, true));
-    let broken = world.upload("a", vec![head(&header), body(&update, 0, 8), Err(Status::unknown("reset"))]).await;
+    let broken =
+        world.upload("a", vec![head(&header), body(&update, 0, 8), Err(Status::unknown("reset"))]).await;
     assert_eq!(broken.unwrap_err().code(), Code::Unknown);
     assert_eq!(progress(world.status("a", &header).await), (8, false, true));
     // A node that stops in order is told how far it came.
-    assert_eq!(progress(world.upload("a", vec![head(&header), body(&update, 8, 16)]).await), (16, false, true));
+    assert_eq!(
+        progress(world.upload("a", vec![head(&header), body(&update, 8, 16)]).await),
+        (16, false, true)
+    );
     assert_eq!(progress(world.upload("a", vec![head(&header), body(&update, 16, 24)]).await), WHOLE);
     assert!(world.transfers.staging().is_empty());
     // Again, in any form: it is in the sum.
@@ -128,7 +136,8 @@ async fn what_is_damaged_or_another_update_is_refused() {
     assert_eq!(progress(world.status("a", &header).await), (4, false, true));
 
     let other = content(0.7);
-    let refused = world.upload("a", vec![head(&world.header(&other)), body(&other, 0, 24)]).await.unwrap_err();
+    let refused =
+        world.upload("a", vec![head(&world.header(&other)), body(&other, 0, 24)]).await.unwrap_err();
     assert_eq!(refused.code(), Code::AlreadyExists, "{refused}");
     assert_eq!(world.status("a", &world.header(&other)).await.unwrap_err().code(), Code::AlreadyExists);
 

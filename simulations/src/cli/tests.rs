@@ -151,6 +151,8 @@ fn a_plan_tells_the_costs() {
         "--set",
         "cohort.size=30",
         "--set",
+        "cohort.minimum=8",
+        "--set",
         "cohort.deadline_seconds=1",
         "--set",
         "train.local_epochs=1000",

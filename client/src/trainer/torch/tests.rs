@@ -231,7 +231,7 @@ fn round_and_client_decide_the_order_and_nothing_of_torch_does() {
     let shard = blobs(&job.model, 30, 0.5);
     let base = task(job, "a");
     let update = train(&base, &shard);
-    tch::manual_seed(99);
+    // A draw from libtorch's own generator would differ the second time.
     assert_eq!(train(&base, &shard), update);
     assert_ne!(train(&Task { round: 2, ..base.clone() }, &shard).delta, update.delta);
     assert_ne!(train(&Task { client: "b".parse().unwrap(), ..base.clone() }, &shard).delta, update.delta);
