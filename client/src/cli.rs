@@ -1,6 +1,6 @@
 //! The command line of `tributary-client`.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -104,7 +104,9 @@ pub fn main() -> ExitCode {
     let CommandLine { command } = CommandLine::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    let colours = std::io::stderr().is_terminal();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    log.with_ansi(colours).with_target(false).init();
     let result = match command {
         Command::Join { server, token, dir, name } => join(&server, &token, &dir, name.as_ref()),
         Command::Start(start) => run(&start),

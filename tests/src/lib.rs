@@ -24,10 +24,14 @@ pub fn shared_data(what: &str) -> Option<PathBuf> {
     found
 }
 
-/// The path of one of the workspace's programs, built on first use with the profile and features of the tests.
+/// The path of one of the workspace's programs, built on first use with the profile and features of the tests;
+/// or of a built one, such as an unpacked tarball's, in the folder that `TRIBUTARY_PROGRAMS` names.
 pub fn program(name: &str) -> PathBuf {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     let folder = FOLDER.get_or_init(|| {
+        if let Some(folder) = std::env::var_os("TRIBUTARY_PROGRAMS") {
+            return folder.into();
+        }
         let test = std::env::current_exe().expect("the test's own path");
         let folder = test.ancestors().nth(2).expect("target/<profile>/deps/<test>").to_owned();
         let mut build = Command::new(env!("CARGO"));

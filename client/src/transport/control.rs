@@ -147,6 +147,7 @@ async fn keep_up(
             end = one_stream(&dialer, &greeting, &events, &mut messages) => end,
             () = events.closed() => return,
         };
+        dialer.set_up(false);
         backoff.held(started.elapsed());
         match end {
             End::Closed => return,
@@ -211,6 +212,7 @@ async fn one_stream(
     if events.send(up).await.is_err() {
         return End::Closed;
     }
+    dialer.set_up(true);
     let period = Duration::from_secs(u64::from(welcome.heartbeat_seconds.clamp(1, 3600)));
     let mut heartbeat = interval_at(Instant::now() + period, period);
     heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);

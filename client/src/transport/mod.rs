@@ -21,6 +21,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use rand::TryRng;
+use tokio::sync::watch;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tributary_common::record::one_line;
 use tributary_proto::coordinator::coordinator_client::CoordinatorClient;
@@ -42,6 +43,8 @@ pub struct Dialer {
     url: String,
     authority: Option<Certificate>,
     identity: Arc<RwLock<Option<Identity>>>,
+    /// Whether the control stream is up, or was not begun.
+    up: Arc<watch::Sender<bool>>,
 }
 
 impl std::fmt::Debug for Dialer {
@@ -54,19 +57,35 @@ impl Dialer {
     /// Dials `url` and trusts no authority but `authority_pem`.
     pub fn new(url: impl Into<String>, authority_pem: &str) -> Self {
         let authority = Some(Certificate::from_pem(authority_pem));
-        Self { url: url.into(), authority, identity: Arc::default() }
+        Self { url: url.into(), authority, identity: Arc::default(), up: Arc::new(watch::Sender::new(true)) }
     }
 
     /// Dials without TLS: for tests on one machine.
     #[cfg(test)]
     pub(crate) fn plain(url: impl Into<String>) -> Self {
-        Self { url: url.into(), authority: None, identity: Arc::default() }
+        Self {
+            url: url.into(),
+            authority: None,
+            identity: Arc::default(),
+            up: Arc::new(watch::Sender::new(true)),
+        }
     }
 
     /// Shows this certificate from the next connection on.
     pub fn set_identity(&self, certificate_pem: &str, key_pem: &str) {
         let mut identity = self.identity.write().unwrap_or_else(PoisonError::into_inner);
         *identity = Some(Identity::from_pem(certificate_pem, key_pem));
+    }
+
+    /// Notes whether the control stream is up.
+    fn set_up(&self, up: bool) {
+        self.up.send_replace(up);
+    }
+
+    /// Waits for the control stream: an update that arrives without one may end a round whose end the node
+    /// would then not be told.
+    async fn until_up(&self) {
+        let _ = self.up.subscribe().wait_for(|up| *up).await; // the sender lives as long as `self`
     }
 
     async fn connect(&self, window_bytes: u32) -> Result<Channel, String> {

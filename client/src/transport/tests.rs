@@ -257,3 +257,18 @@ async fn a_broken_stream_comes_back_and_messages_go_both_ways() {
 }
 
 use tonic::Status;
+
+#[tokio::test]
+async fn a_broken_transfer_waits_for_the_control_stream() {
+    let test = Fetching::new(|state| state.fetch_breaks = [1].into()).await;
+    test.dialer.set_up(false);
+    let (model, length) = (Digest::of(&bytes()), bytes().len() as u64);
+    let again = async {
+        tokio::time::sleep(Duration::from_secs(2)).await; // longer than the first wait can be
+        assert_eq!(test.fake.state().fetch_offsets, [0]);
+        test.dialer.set_up(true);
+    };
+    let (fetched, ()) = tokio::join!(test.fetch(model, length), again);
+    assert_eq!(fetched.unwrap(), values());
+    assert_eq!(test.fake.state().fetch_offsets, [0, MIB]);
+}

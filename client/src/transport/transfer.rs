@@ -70,7 +70,7 @@ struct Tries {
 
 impl Tries {
     /// Waits until the next try is due; an error if there shall be none.
-    async fn wait(&mut self, what: &str, trouble: Trouble) -> Result<(), String> {
+    async fn wait(&mut self, dialer: &Dialer, what: &str, trouble: Trouble) -> Result<(), String> {
         let line = match trouble {
             Trouble::Refused(line) => return Err(line),
             Trouble::Damaged(line) => {
@@ -88,6 +88,7 @@ impl Tries {
         let wait = self.backoff.next(os_random());
         tracing::warn!("{what} was interrupted ({line}); it goes on in {:.1} s", wait.as_secs_f64());
         tokio::time::sleep(wait).await;
+        dialer.until_up().await;
         Ok(())
     }
 }
@@ -101,7 +102,7 @@ impl Tries {
 pub async fn fetch(dialer: &Dialer, part: &Path, model: Digest, bytes: u64) -> Result<Parameters, String> {
     let mut tries = Tries::default();
     while let Err(trouble) = fetch_once(dialer, part, model, bytes, &mut tries.progressed).await {
-        tries.wait("fetching the model", trouble).await?;
+        tries.wait(dialer, "fetching the model", trouble).await?;
     }
     let whole = tokio::fs::read(part).await.map_err(|error| on_disk(part, &error))?;
     remove(part).await.map_err(|error| on_disk(part, &error))?;
@@ -174,7 +175,7 @@ pub async fn upload(dialer: &Dialer, path: &Path, at: Attempt, update: &Kept) ->
     let header = wire::UploadHeader { run: run.0, round, attempt, digest, total_bytes, examples };
     let (mut tries, mut reached) = (Tries::default(), 0);
     while let Err(trouble) = upload_once(dialer, path, &header, &mut reached, &mut tries.progressed).await {
-        tries.wait("sending the update", trouble).await?;
+        tries.wait(dialer, "sending the update", trouble).await?;
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ mod show;
 #[cfg(test)]
 mod tests;
 
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;

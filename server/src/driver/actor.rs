@@ -79,6 +79,15 @@ pub(super) fn start(
     Ok(())
 }
 
+/// Names of the clients whose updates are in the sum; the first ones of many.
+fn accepted(record: &RoundRecord) -> String {
+    /// More names than these make a line that nobody reads.
+    const SHOWN: usize = 16;
+    let names: Vec<&str> = record.accepted().map(NodeName::as_str).collect();
+    let shown = names.iter().take(SHOWN).copied().collect::<Vec<_>>().join(" ");
+    if names.len() > SHOWN { format!("{shown} and {} more", names.len() - SHOWN) } else { shown }
+}
+
 impl Actor {
     /// Takes commands until it is told to end.
     async fn work(&mut self, commands: &mut mpsc::Receiver<Command>) -> Result<(), RunError> {
@@ -316,7 +325,13 @@ impl Actor {
                     tracing::info!(run = %id, "run {id} ({name}) begins: {} of {rounds} rounds are published", head.published)
                 }
             }
-            let nodes = self.nodes.iter().map(|(name, node)| (name.clone(), node.role)).collect();
+            let nodes: BTreeMap<NodeName, Role> =
+                self.nodes.iter().map(|(name, node)| (name.clone(), node.role)).collect();
+            if nodes.values().any(|role| *role == Role::Trainer) {
+                // The run waited for clients because it was not told yet who is there.
+                let waiting = |event: &RunEvent| matches!(event, RunEvent::Waiting { .. });
+                outgoing.retain(|what| !matches!(what, Outgoing::Event(event) if waiting(event)));
+            }
             outgoing.extend(run.handle(now, Input::Present { nodes })?);
             let progress = Progress::new(rounds);
             self.active = Some(Active { run, job_toml: job_toml.into(), progress, last: None });
@@ -367,8 +382,11 @@ impl Actor {
                     tracing::info!(%run, "{status}");
                 }
                 for line in active.progress.take(Some(now), &event) {
-                    match line {
-                        Line::Abandoned { .. } | Line::Failed { .. } => tracing::warn!(%run, "{line}"),
+                    match (&line, &active.last) {
+                        (Line::Abandoned { .. } | Line::Failed { .. }, _) => tracing::warn!(%run, "{line}"),
+                        (Line::Round { .. }, Some(last)) => {
+                            tracing::info!(%run, accepted = accepted(last), "{line}");
+                        }
                         _ => tracing::info!(%run, "{line}"),
                     }
                 }

@@ -30,8 +30,15 @@ fn text(path: &Path) -> String {
 fn the_demo_learns_and_leaves_its_folder() {
     let folder = tempfile::tempdir().unwrap();
     let out = text(&folder.path().join("first"));
-    let set = ["--set", "rounds=3", "--set", "data.examples=1500", "--set", "data.test_examples=300"];
-    let run = |more: &[&str]| command(&[&["run", DEMO][..], &set, more].concat());
+    let set = [
+        "rounds=3",
+        "data.examples=2000",
+        "data.test_examples=300",
+        "partition.alpha=10",
+        "train.batch_size=5",
+    ];
+    let set: Vec<&str> = set.into_iter().flat_map(|assignment| ["--set", assignment]).collect();
+    let run = |more: &[&str]| command(&[&["run", DEMO][..], &set[..], more].concat());
 
     let printed = run(&["--out", &out, "--format", "json", "--workers", "2"]).unwrap();
     let lines: Vec<Value> = printed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();

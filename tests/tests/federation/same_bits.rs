@@ -58,10 +58,8 @@ fn start_node(config: &Path, more: &[&str]) -> Process {
 
 /// The records of the run's rounds.
 fn records(coordinator: &Coordinator, run: &str) -> Vec<serde_json::Value> {
-    json_lines(&coordinator.admin(&["run", "show", run, "--format", "json"]).stdout)
-        .into_iter()
-        .filter(|line| line.get("cohort").is_some())
-        .collect()
+    let shown = json_lines(&coordinator.admin(&["run", "show", run, "--format", "json"]).stdout);
+    shown[0]["rounds_ended"].as_array().unwrap().clone()
 }
 
 #[test]
@@ -88,7 +86,7 @@ fn a_federation_ends_in_the_simulators_model_for_any_number_of_workers() {
 
 #[test]
 fn a_killed_hospital_is_recorded_and_rejoins_and_the_record_replays() {
-    let mut coordinator = Coordinator::start();
+    let coordinator = Coordinator::start();
     let (job, scenario) = files(&coordinator);
     let configs = join_four(&coordinator);
     // The others take their time, so that rounds are left when the victim is back.
