@@ -157,6 +157,11 @@ impl NodeConfig {
     fn parse(text: &str) -> Result<Self, DocumentError> {
         let table = document::parse(text)?;
         document::check_keys(&table, &SCHEMA)?;
+        if !table.contains_key("data") {
+            let message =
+                "there is no [data] table: say which data this node has, as the comments in the file show";
+            return Err(DocumentError::Value(message.into()));
+        }
         let config: Self = document::read(table)?;
         let host = config.server.strip_prefix("https://");
         if host.is_none_or(|host| host.is_empty() || host.contains(['/', ' ', '@'])) {
@@ -266,11 +271,12 @@ role = "trainer"
 drain_seconds = 30
 
 # The data: idx, csv, npz or synthetic (digits drawn by the program, for a first try). Paths are relative to
-# this file. An IDX folder, for example:
-#   source = "idx"
-#   path = "mnist"
-[data]
-source = "synthetic"
+# this file. The node does not start until this table says which data it has.
+# [data]
+# source = "csv"
+# path = "patients.csv"
+# header = true
+# label = "outcome"
 
 [policy]
 # Counts below this are hidden from evaluation reports.
@@ -299,10 +305,16 @@ mod tests {
     }
 
     #[test]
-    fn the_configuration_that_join_writes_is_valid() {
+    fn the_configuration_that_join_writes_needs_data_and_is_valid_with_them() {
+        let written = default_toml("https://localhost:7443");
+        // A hospital that forgot to name its data must not train on anything else.
+        assert!(error(&written).contains("say which data this node has"));
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("node.toml");
-        std::fs::write(&path, default_toml("https://localhost:7443")).unwrap();
+        let uncommented = ["[data]", "source = \"csv\"", "path =", "header =", "label ="]
+            .iter()
+            .fold(written, |text, line| text.replace(&format!("# {line}"), line));
+        std::fs::write(&path, uncommented).unwrap();
         let config = NodeConfig::load(&path).unwrap();
         assert_eq!((config.role, config.drain_seconds), (Role::Trainer, 30));
         assert_eq!(config.policy, Policy::default());
@@ -329,7 +341,7 @@ mod tests {
             error("server = 'https://h:1'\n[data]\nsource = 'idx'\npth = 1")
                 .contains("did you mean `data.path`?")
         );
-        assert!(error("server = 'https://h:1'").contains("missing field `data`"));
+        assert!(error("server = 'https://h:1'").contains("there is no [data] table"));
         assert!(error("server = ").contains("not TOML: line 1"));
     }
 

@@ -188,7 +188,10 @@ impl Run {
         }
         let evaluated = store.evaluations(id)?.iter().any(|record| record.round == head.published);
         let model_bytes = layout.parameters() as u64 * 4;
-        let start = Start { job: Arc::new(job), model_bytes, head, open_attempt, evaluated, imposed };
+        let last = store.rounds(id)?.into_iter().rev().find(|record| record.round == head.published);
+        let contributors = last.map(|record| record.accepted().cloned().collect()).unwrap_or_default();
+        let job = Arc::new(job);
+        let start = Start { job, model_bytes, head, open_attempt, evaluated, contributors, imposed };
         let (machine, effects) = RoundMachine::new(now, start);
         let sum = Accumulator::new(layout.parameters());
         let mut run = Self { id, store, machine, layout, model, sum, arriving: None };
@@ -288,7 +291,12 @@ impl Run {
         }
     }
 
-    fn perform(&mut self, now: Time, effects: Vec<Effect>, outgoing: &mut Vec<Outgoing>) -> Result<(), RunError> {
+    fn perform(
+        &mut self,
+        now: Time,
+        effects: Vec<Effect>,
+        outgoing: &mut Vec<Outgoing>,
+    ) -> Result<(), RunError> {
         for effect in effects {
             match effect {
                 Effect::Journal(attempt) => {
@@ -313,7 +321,9 @@ impl Run {
                 Effect::Dismiss { node, round, attempt, reason } => {
                     outgoing.push(Outgoing::Dismiss { node, round, attempt, reason });
                 }
-                Effect::Evaluate { node, round, model } => outgoing.push(Outgoing::Evaluate { node, round, model }),
+                Effect::Evaluate { node, round, model } => {
+                    outgoing.push(Outgoing::Evaluate { node, round, model })
+                }
                 Effect::Event(event) => outgoing.push(Outgoing::Event(event)),
             }
         }

@@ -193,7 +193,8 @@ async fn renew(authority: Arc<Authority>) {
     loop {
         tokio::time::sleep(CERTIFICATE_CHECK).await;
         let authority = authority.clone();
-        let renewed = tokio::task::spawn_blocking(move || authority.renew_server_certificate(Clock.now())).await;
+        let renewed =
+            tokio::task::spawn_blocking(move || authority.renew_server_certificate(Clock.now())).await;
         if let Ok(Err(error)) = renewed {
             tracing::error!("cannot renew the server's certificate: {error}");
         }

@@ -12,8 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tributary_client::machine::{
-    Attempt, Dismissal, Effect, ExampleCounts, Failure, Input, Kept, NodeMachine, Profile, Role, RoundKey,
-    Trained,
+    Attempt, Effect, ExampleCounts, Failure, Input, Kept, NodeMachine, Profile, Role, RoundKey, Trained,
 };
 use tributary_client::partition::Share;
 use tributary_client::shard::{Examples, Shard};
@@ -161,8 +160,8 @@ pub fn simulate(
     let (run, outgoing) = Run::open(store.clone(), RUN, Time(0), settings.imposed)?;
 
     let population = Population::new(scenario, federation);
-    let gathered = population.clients.iter().map(|(name, client)| (name.clone(), coordinators(client.role)));
-    let gathered = round::Input::Gathered { nodes: gathered.collect() };
+    let gathered = population.clients.iter().map(|(name, client)| (name.clone(), client.role));
+    let gathered = round::Input::Present { nodes: gathered.collect() };
     let mut simulation = Simulation {
         job: run.job().clone(),
         run,
@@ -193,13 +192,6 @@ pub fn simulate(
         rounds: store.rounds(RUN)?,
         evaluations: store.evaluations(RUN)?,
     })
-}
-
-fn coordinators(role: Role) -> round::Role {
-    match role {
-        Role::Trainer => round::Role::Trainer,
-        Role::Evaluator => round::Role::Evaluator,
-    }
 }
 
 /// Who there is, with which examples.
@@ -428,11 +420,6 @@ impl Simulation<'_> {
                     (node, Input::Invited { at, job: Ok(self.job.clone()), model, deadline })
                 }
                 Outgoing::Dismiss { node, round, attempt, reason } => {
-                    let reason = match reason {
-                        round::Dismissal::Published => Dismissal::Published,
-                        round::Dismissal::NotUsed => Dismissal::NotUsed,
-                        round::Dismissal::Abandoned => Dismissal::Abandoned,
-                    };
                     (node, Input::Dismissed { at: Attempt { run: RUN, round, attempt }, reason })
                 }
                 Outgoing::Evaluate { node, round, model } => {

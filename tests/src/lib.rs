@@ -49,7 +49,11 @@ pub fn program(name: &str) -> PathBuf {
 pub fn run(name: &str, arguments: &[&str], code: i32) -> Output {
     let output = Command::new(program(name)).args(arguments).output().expect("the program starts");
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert_eq!(output.status.code(), Some(code), "{name} {arguments:?}\n--- stdout\n{out}\n--- stderr\n{err}");
+    assert_eq!(
+        output.status.code(),
+        Some(code),
+        "{name} {arguments:?}\n--- stdout\n{out}\n--- stderr\n{err}"
+    );
     output
 }
 
@@ -179,7 +183,8 @@ impl Coordinator {
     /// Starts the process (again).
     pub fn serve(&mut self) {
         let _ = std::fs::remove_file(self.path("data/address"));
-        let mut process = Process::start("tributary-server", "coordinator", &["serve", "--config", &self.config()]);
+        let mut process =
+            Process::start("tributary-server", "coordinator", &["serve", "--config", &self.config()]);
         process.wait_for("listening", 1);
         let text = std::fs::read_to_string(self.path("data/address")).expect("the address file");
         self.address = text.trim().parse().expect("an address");
@@ -227,7 +232,11 @@ impl Coordinator {
     pub fn join(&self, name: &str, configuration: &str) -> PathBuf {
         let dir = self.folder.path().join(name);
         let (url, token) = (self.url(), self.token(name));
-        run("tributary-client", &["join", "--server", &url, "--token", &token, "--dir", dir.to_str().expect("UTF-8")], 0);
+        run(
+            "tributary-client",
+            &["join", "--server", &url, "--token", &token, "--dir", dir.to_str().expect("UTF-8")],
+            0,
+        );
         let config = dir.join("node.toml");
         std::fs::write(&config, format!("server = \"{url}\"\n{configuration}\n")).expect("node.toml");
         config

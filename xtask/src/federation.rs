@@ -57,7 +57,9 @@ struct Shell {
 impl Shell {
     fn command(&self, program: &str, arguments: &[&str]) -> Command {
         // A token is long, and a secret.
-        let shown = |argument: &&str| if argument.starts_with("tributary1.") { "TOKEN" } else { *argument }.to_owned();
+        let shown = |argument: &&str| {
+            if argument.starts_with("tributary1.") { "TOKEN" } else { *argument }.to_owned()
+        };
         println!("$ {program} {}", arguments.iter().map(shown).collect::<Vec<_>>().join(" "));
         let mut command = Command::new(self.programs.join(program));
         command.args(arguments).current_dir(&self.repository).stdin(Stdio::null());
@@ -115,7 +117,8 @@ fn demonstrate(shell: &Shell, out: &Path) -> anyhow::Result<String> {
     shell.output("tributary-server", &["init", &coordinator, "--name", "localhost", "--listen", &listen])?;
     let config = format!("{coordinator}/server.toml");
     let serve = ["serve", "--config", &config];
-    let mut children = Children(vec![shell.start(&format!("{OUT}/coordinator.log"), "tributary-server", &serve)?]);
+    let mut children =
+        Children(vec![shell.start(&format!("{OUT}/coordinator.log"), "tributary-server", &serve)?]);
     wait_for(&out.join("coordinator/data"), "admin.sock", &mut children)?;
 
     for index in 0..=NODES {
@@ -128,14 +131,23 @@ fn demonstrate(shell: &Shell, out: &Path) -> anyhow::Result<String> {
         let node = format!("{dir}/node.toml");
         let text = node_configuration(&url, (index < NODES).then_some(index));
         std::fs::write(shell.repository.join(&node), text).with_context(|| format!("cannot write {node}"))?;
-        children.0.push(shell.start(&format!("{dir}.log"), "tributary-client", &["start", "--config", &node])?);
+        children.0.push(shell.start(
+            &format!("{dir}.log"),
+            "tributary-client",
+            &["start", "--config", &node],
+        )?);
     }
     wait_for_nodes(shell, &config)?;
-    let submitted = shell.output("tributary-server", &["run", "submit", JOB, "--config", &config, "--format", "json"])?;
+    let submitted =
+        shell.output("tributary-server", &["run", "submit", JOB, "--config", &config, "--format", "json"])?;
     let run = field(&submitted, "run").context("no run was printed")?;
     let status = shell.command("tributary-server", &["run", "watch", &run, "--config", &config]).status();
-    ensure!(status.context("cannot start tributary-server")?.success(), "the run failed; see {OUT}/coordinator.log");
-    let lines = shell.output("tributary-server", &["run", "watch", &run, "--config", &config, "--format", "json"])?;
+    ensure!(
+        status.context("cannot start tributary-server")?.success(),
+        "the run failed; see {OUT}/coordinator.log"
+    );
+    let lines =
+        shell.output("tributary-server", &["run", "watch", &run, "--config", &config, "--format", "json"])?;
     digest_in(&lines).context("the coordinator printed no digest")
 }
 
@@ -193,7 +205,8 @@ mod tests {
 
     #[test]
     fn nodes_share_the_scenarios_images() {
-        let scenario = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(SCENARIO)).unwrap();
+        let scenario =
+            std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(SCENARIO)).unwrap();
         let data: Vec<&str> = scenario.lines().skip_while(|line| *line != "[data]").take(4).collect();
         assert!(node_configuration("https://localhost:1", Some(2)).contains(&data.join("\n")));
         assert!(node_configuration("https://localhost:1", None).contains("role = \"evaluator\""));

@@ -237,8 +237,9 @@ impl From<tonic::Status> for Failure {
 pub fn main() -> ExitCode {
     let Cli { command, log_format } = Cli::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let log =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let colours = std::io::stderr().is_terminal();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = log.with_ansi(colours).with_target(false);
     // An error means that a log is set up already, and that one is used then.
     let _ = match log_format {
         LogFormat::Text => log.try_init(),

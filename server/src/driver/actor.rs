@@ -321,9 +321,10 @@ impl Actor {
                 Some(open) => tracing::info!(
                     run = %id, "run {id} ({name}) goes on: round {} of {rounds}, attempt {} is open", open.round, open.attempt
                 ),
-                None => {
-                    tracing::info!(run = %id, "run {id} ({name}) begins: {} of {rounds} rounds are published", head.published)
-                }
+                None if head.published > 0 => tracing::info!(
+                    run = %id, "run {id} ({name}) goes on: {} of {rounds} rounds are published", head.published
+                ),
+                None => tracing::info!(run = %id, "run {id} ({name}) begins: {rounds} rounds"),
             }
             let nodes: BTreeMap<NodeName, Role> =
                 self.nodes.iter().map(|(name, node)| (name.clone(), node.role)).collect();

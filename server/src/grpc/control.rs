@@ -17,7 +17,7 @@ use tributary_proto::coordinator::{
 };
 use tributary_proto::{PROTOCOL_VERSIONS, negotiate};
 
-use super::{Core, refused};
+use super::Core;
 use crate::driver::{Attempt, Connection, Gone, ToNode};
 use crate::identity::PeerIdentity;
 use crate::rate::Bucket;
@@ -166,7 +166,7 @@ where
         // The present run's last words to a node go out before the shutdown's.
         let step = tokio::select! {
             biased;
-            refusal = &mut refusal => return refused(peer, refusal).into(),
+            refusal = &mut refusal => return Status::from(refusal).into(),
             queued = connection.outbox.recv() => match queued {
                 Some(queued) => send(core, sender, to_wire(queued, Clock.now())).await,
                 None if core.driver.current().has_changed().is_err() => Err(Gone.into()),

@@ -7,8 +7,8 @@ use tributary_common::digest::Digest;
 use tributary_common::ids::NodeName;
 use tributary_common::job::Job;
 use tributary_common::record::{
-    Abandonment, EvaluationRecord, Metrics, Participation, Reason, RoundOutcome, RoundRecord, RunEvent, RunState,
-    one_line,
+    Abandonment, EvaluationRecord, Metrics, Participation, Reason, RoundOutcome, RoundRecord, RunEvent,
+    RunState, one_line,
 };
 use tributary_common::rng::{Purpose, Stream};
 use tributary_common::time::Time;
@@ -29,6 +29,8 @@ pub struct Start {
     pub open_attempt: Option<AttemptRecord>,
     /// Whether the last published model was evaluated.
     pub evaluated: bool,
+    /// Clients whose updates are in the last published round.
+    pub contributors: BTreeSet<NodeName>,
     /// Accepted sets to impose instead of drawing cohorts.
     pub imposed: Option<ImposedSets>,
 }
@@ -85,14 +87,14 @@ struct Evaluating {
     until: Time,
     /// Nodes asked, with their answers.
     asked: BTreeMap<NodeName, Option<Metrics>>,
-    /// After a restart nobody is connected yet: wait for the evaluators instead of going on without them.
-    resumed: bool,
+    /// After a restart nobody is connected yet: until when those are waited for who should be asked.
+    gather: Option<Time>,
 }
 
 impl RoundMachine {
     /// A machine at `start`, and the effects of starting it.
     pub fn new(now: Time, start: Start) -> (Self, Vec<Effect>) {
-        let Start { job, model_bytes, head, open_attempt, evaluated, imposed } = start;
+        let Start { job, model_bytes, head, open_attempt, evaluated, contributors, imposed } = start;
         let mut machine = Self {
             job,
             model_bytes,
@@ -104,7 +106,7 @@ impl RoundMachine {
             last_change: now,
             reported: None,
             phase: Phase::Selecting,
-            contributors: BTreeSet::new(),
+            contributors,
         };
         let mut effects = Vec::new();
         if machine.head.state.is_over() {
@@ -112,11 +114,12 @@ impl RoundMachine {
         } else if let Some(attempt) = open_attempt {
             machine.collect(now, attempt);
         } else if machine.head.published > 0 && !evaluated && machine.job.evaluates(machine.head.published) {
+            let gather = now.plus_seconds(machine.job.cohort.settle_seconds);
             machine.phase = Phase::Evaluating(Evaluating {
                 round: machine.head.published,
-                until: now.plus_seconds(machine.job.cohort.settle_seconds),
+                until: gather,
                 asked: BTreeMap::new(),
-                resumed: true,
+                gather: Some(gather),
             });
         } else {
             machine.select(now, &mut effects);
@@ -150,7 +153,9 @@ impl RoundMachine {
     /// The open attempt's (round, attempt) if an update of `node` would still be taken.
     pub fn wants(&self, node: &NodeName, round: u32) -> Option<u32> {
         match &self.phase {
-            Phase::Collecting(c) if c.attempt.round == round && c.members.get(node).is_some_and(Option::is_none) => {
+            Phase::Collecting(c)
+                if c.attempt.round == round && c.members.get(node).is_some_and(Option::is_none) =>
+            {
                 Some(c.attempt.attempt)
             }
             _ => None,
@@ -179,7 +184,7 @@ impl RoundMachine {
                 let first_lost = c.lost.values().min().map(|since| since.plus_seconds(grace));
                 Some(first_lost.map_or(c.deadline, |at| at.min(c.deadline)))
             }
-            Phase::Evaluating(e) => Some(e.until),
+            Phase::Evaluating(e) => Some(e.gather.map_or(e.until, |gather| gather.min(e.until))),
             Phase::Over => None,
         }
     }
@@ -190,11 +195,6 @@ impl RoundMachine {
         match input {
             Input::Connected { node, role } => self.connected(now, node, role, &mut effects),
             Input::Present { nodes } => {
-                for (node, role) in nodes {
-                    self.connected(now, node, role, &mut effects);
-                }
-            }
-            Input::Gathered { nodes } => {
                 for (node, role) in nodes {
                     self.connected(now, node, role, &mut effects);
                 }
@@ -233,7 +233,11 @@ impl RoundMachine {
             Phase::Selecting => self.select(now, effects),
             Phase::Collecting(_) => self.close_if_decided(now, effects),
             Phase::Evaluating(e) => {
-                let answered = e.asked.values().all(Option::is_some) && !(e.asked.is_empty() && e.resumed);
+                let federated = self.job.evaluation.federated;
+                let here = |node: &NodeName| e.asked.contains_key(node);
+                let all_here = !e.asked.is_empty() && (!federated || self.contributors.iter().all(here));
+                e.gather = e.gather.filter(|until| now < *until && !all_here);
+                let answered = e.asked.values().all(Option::is_some) && e.gather.is_none();
                 if answered || now >= e.until {
                     self.evaluated(now, effects);
                 }
@@ -300,7 +304,14 @@ impl RoundMachine {
         }
     }
 
-    fn arrived(&mut self, node: &NodeName, round: u32, bytes: u64, what: Participation, effects: &mut Vec<Effect>) {
+    fn arrived(
+        &mut self,
+        node: &NodeName,
+        round: u32,
+        bytes: u64,
+        what: Participation,
+        effects: &mut Vec<Effect>,
+    ) {
         let Phase::Collecting(c) = &mut self.phase else { return };
         if c.attempt.round != round {
             return;
@@ -513,7 +524,7 @@ impl RoundMachine {
         let model = self.head.model;
         effects.extend(asked.keys().map(|node| Effect::Evaluate { node: node.clone(), round, model }));
         let until = now.plus_seconds(self.job.cohort.deadline_seconds);
-        self.phase = Phase::Evaluating(Evaluating { round, until, asked, resumed: false });
+        self.phase = Phase::Evaluating(Evaluating { round, until, asked, gather: None });
         self.advance(now, effects);
     }
 

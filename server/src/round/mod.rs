@@ -39,15 +39,10 @@ pub enum Input {
         /// What it is there for.
         role: Role,
     },
-    /// Nodes whose control streams are open already, when a run begins: all are there before a cohort is drawn.
+    /// Nodes whose control streams are open already when a run begins: all are there before a cohort is drawn.
     Present {
         /// The nodes, with what they are there for.
         nodes: BTreeMap<NodeName, Role>,
-    },
-    /// The control streams of a whole population opened at one moment: no round starts in between.
-    Gathered {
-        /// The nodes.
-        nodes: Vec<(NodeName, Role)>,
     },
     /// A node's control stream ended.
     Disconnected {

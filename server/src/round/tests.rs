@@ -73,7 +73,8 @@ struct World {
 
 impl World {
     fn new(job: &Arc<Job>) -> Self {
-        let head = RunHead { published: 0, attempt: 1, model: Digest::of(b"initial"), state: RunState::Running };
+        let head =
+            RunHead { published: 0, attempt: 1, model: Digest::of(b"initial"), state: RunState::Running };
         let disk = Disk { head, open: None, records: Vec::new(), evaluated: BTreeSet::new() };
         Self::start(job, disk, Time(1_000_000), None)
     }
@@ -85,6 +86,10 @@ impl World {
             head: disk.head.clone(),
             open_attempt: disk.open.clone(),
             evaluated: disk.evaluated.contains(&disk.head.published),
+            contributors: (disk.records.iter().rev())
+                .find(|record| record.round == disk.head.published)
+                .map(|record| record.accepted().cloned().collect())
+                .unwrap_or_default(),
             imposed,
         };
         let (machine, effects) = RoundMachine::new(now, start);
@@ -113,13 +118,17 @@ impl World {
             match effect {
                 Effect::Journal(attempt) => {
                     assert!(self.disk.open.is_none(), "an attempt is journalled only when none is open");
-                    assert_eq!((attempt.round, attempt.attempt), (self.disk.head.published + 1, self.disk.head.attempt));
+                    assert_eq!(
+                        (attempt.round, attempt.attempt),
+                        (self.disk.head.published + 1, self.disk.head.attempt)
+                    );
                     assert!(attempt.cohort.is_sorted() && !attempt.cohort.is_empty());
                     self.folded.clear();
                     self.disk.open = Some(attempt);
                 }
                 Effect::Invite { node, round, attempt, model, deadline } => {
-                    let open = self.disk.open.as_ref().expect("nobody is invited to what a crash could forget");
+                    let open =
+                        self.disk.open.as_ref().expect("nobody is invited to what a crash could forget");
                     assert_eq!((open.round, open.attempt, self.disk.head.model), (round, attempt, model));
                     assert!(open.cohort.contains(&node) && deadline > self.now);
                     self.invited.insert(node, (round, attempt));
@@ -141,14 +150,20 @@ impl World {
                 Effect::Commit { record, head } => {
                     let open = self.disk.open.take().expect("an attempt ends once");
                     assert_eq!((open.round, open.attempt), (record.round, record.attempt));
-                    assert_eq!(record.cohort.keys().collect::<Vec<_>>(), open.cohort.iter().collect::<Vec<_>>());
+                    assert_eq!(
+                        record.cohort.keys().collect::<Vec<_>>(),
+                        open.cohort.iter().collect::<Vec<_>>()
+                    );
                     assert_eq!(record.accepted().cloned().collect::<BTreeSet<_>>(), self.folded);
                     match &record.outcome {
                         RoundOutcome::Published { model } => {
                             assert_eq!((head.published, head.attempt, head.model), (record.round, 1, *model));
                         }
                         RoundOutcome::Abandoned { .. } => {
-                            assert_eq!((head.published, head.model), (record.round - 1, self.disk.head.model));
+                            assert_eq!(
+                                (head.published, head.model),
+                                (record.round - 1, self.disk.head.model)
+                            );
                         }
                     }
                     self.disk.head = head;
@@ -213,7 +228,10 @@ fn a_run_goes_through_its_rounds() {
     assert_eq!(world.disk.head.state, RunState::Finished);
     assert_eq!(world.disk.head.published, 2);
     assert_eq!(world.dismissed.iter().filter(|(_, why)| *why == Dismissal::Published).count(), 6);
-    assert!(matches!(world.events.last(), Some(RunEvent::Ended { state: RunState::Finished, rounds: 2, .. })));
+    assert!(matches!(
+        world.events.last(),
+        Some(RunEvent::Ended { state: RunState::Finished, rounds: 2, .. })
+    ));
     assert_eq!(world.machine.next_tick(), None);
 }
 
@@ -449,6 +467,39 @@ fn after_a_restart_the_evaluator_is_waited_for() {
     let mut world = World::start(&job, disk, world.now, None);
     world.pass(5);
     assert_eq!(world.disk.head.state, RunState::Finished);
+}
+
+#[test]
+fn after_a_restart_the_clients_evaluate_too() {
+    let job = job(&["rounds=1", "evaluation.federated=true"]);
+    let mut world = World::new(&job);
+    world.connect(0..4);
+    let cohort = world.cohort();
+    cohort.iter().for_each(|index| world.upload(*index));
+    let disk = world.disk.clone();
+    let answer = |world: &mut World, index: usize| {
+        let metrics = Metrics { examples: 4, loss_sum: 1.0, correct: 2, confusion: Vec::new() };
+        world.step(Input::Evaluated { node: name(index), round: 1, metrics });
+    };
+    let measured = |world: &World| match world.events.iter().find(|e| matches!(e, RunEvent::Evaluated { .. }))
+    {
+        Some(RunEvent::Evaluated { record }) => record.by_client.len(),
+        _ => 0,
+    };
+    let mut world = World::start(&job, disk.clone(), world.now, None);
+    for index in &cohort {
+        assert!(!world.machine.is_over(), "the others are waited for");
+        world.connect(*index..*index + 1);
+        answer(&mut world, *index);
+    }
+    assert_eq!((world.machine.is_over(), measured(&world)), (true, 3));
+    // One that does not come back is not waited for longer than for the rest to settle.
+    let mut world = World::start(&job, disk, world.now, None);
+    world.connect(cohort[0]..cohort[0] + 1);
+    answer(&mut world, cohort[0]);
+    assert_eq!(world.machine.next_tick(), Some(world.now + 5000));
+    world.pass(5);
+    assert_eq!((world.machine.is_over(), measured(&world)), (true, 1));
 }
 
 #[test]

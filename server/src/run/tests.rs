@@ -97,13 +97,16 @@ fn the_model_is_the_same_for_any_order_and_any_kind_of_payload() {
         model
     };
     let first = finish([0, 1, 2], values);
-    for (order, payload) in [([2, 1, 0], values as fn(&[f32]) -> Payload), ([1, 0, 2], bytes), ([0, 2, 1], file)] {
+    for (order, payload) in
+        [([2, 1, 0], values as fn(&[f32]) -> Payload), ([1, 0, 2], bytes), ([0, 2, 1], file)]
+    {
         assert_eq!(finish(order, payload), first);
     }
     // The weighted mean, computed the plain way.
     let initial = Job::parse(JOB).unwrap().layout().unwrap().initial(7);
     for (at, value) in first.iter().enumerate() {
-        let step = |round| (0..3).map(|i| f64::from(delta(i, round)[at]) * (i as f64 + 1.0)).sum::<f64>() / 6.0;
+        let step =
+            |round| (0..3).map(|i| f64::from(delta(i, round)[at]) * (i as f64 + 1.0)).sum::<f64>() / 6.0;
         let expected = f64::from(initial[at]) + step(1) + step(2);
         assert!((f64::from(*value) - expected).abs() < 1e-6, "{value} {expected}");
     }

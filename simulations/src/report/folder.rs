@@ -14,6 +14,10 @@ const RUNS: &str = "runs";
 /// Files by which a folder is known as a run's.
 const MARKS: [&str; 3] = ["job.toml", "metrics.csv", "rounds.jsonl"];
 
+/// The columns of `metrics.csv`: the fields of [`Row`].
+const COLUMNS: [&str; 8] =
+    ["round", "accuracy", "loss", "bytes_up", "bytes_down", "completed", "dropped", "seconds"];
+
 /// Why a run's folder cannot be written or read. Each displays as one line.
 #[derive(Debug, thiserror::Error)]
 pub enum FolderError {
@@ -118,7 +122,9 @@ impl RunFolder<'_> {
 }
 
 fn to_csv(rows: &[Row]) -> Result<Vec<u8>, csv::Error> {
-    let mut writer = csv::Writer::from_writer(Vec::new());
+    // The header stands there also when no round was published.
+    let mut writer = csv::WriterBuilder::new().has_headers(false).from_writer(Vec::new());
+    writer.write_record(COLUMNS)?;
     for row in rows {
         writer.serialize(row)?;
     }
@@ -293,4 +299,76 @@ pub fn load(folder: &Path) -> Result<Loaded, FolderError> {
         .file_name()
         .map_or_else(|| folder.display().to_string(), |name| name.to_string_lossy().into());
     Ok(Loaded { name, job, rows, digest })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const JOB: &str = "name = 'my job'\nseed = 1\nrounds = 2\n\
+        [model]\narchitecture = 'logistic'\ninputs = [2]\nclasses = 2\n\
+        [train]\nalgorithm = 'fedavg'\nlearning_rate = 0.1\nlocal_epochs = 2\nbatch_size = 10\n\
+        [cohort]\nsize = 2\n";
+
+    fn write(target: &Target, report: &str) -> Result<PathBuf, FolderError> {
+        let job = Job::parse(JOB).unwrap();
+        let layout = job.layout().unwrap();
+        let model = layout.initial(1);
+        target.write(&RunFolder {
+            job: &job,
+            scenario_toml: "",
+            rows: &[],
+            rounds: &[],
+            evaluations: &[],
+            layout: &layout,
+            model: &model,
+            report,
+        })
+    }
+
+    #[test]
+    fn numbered_folders_never_replace_one_another() {
+        let parent = tempfile::tempdir().unwrap();
+        let target = Target::Numbered { parent: parent.path().to_path_buf(), stem: "my-job-1".into() };
+        let (first, second) = (write(&target, "one").unwrap(), write(&target, "two").unwrap());
+        assert_eq!(first, parent.path().join("my-job-1-1"));
+        assert_eq!(second, parent.path().join("my-job-1-2"));
+        assert_eq!(std::fs::read_to_string(second.join("report.html")).unwrap(), "two");
+        assert_eq!(std::fs::read_dir(parent.path()).unwrap().count(), 2, "nothing is left beside");
+    }
+
+    #[test]
+    fn a_runs_folder_is_replaced_whole_and_anything_else_is_left_alone() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("run");
+        let target = Target::Named(path.clone());
+        write(&target, "one").unwrap();
+        std::fs::write(path.join("extra"), "").unwrap();
+        assert_eq!(write(&target, "two").unwrap(), path);
+        assert!(!path.join("extra").exists());
+        std::fs::remove_file(path.join("metrics.csv")).unwrap();
+        assert!(matches!(write(&target, "three"), Err(FolderError::NotARun { .. })));
+        assert_eq!(std::fs::read_to_string(path.join("report.html")).unwrap(), "two");
+        assert_eq!(std::fs::read_dir(parent.path()).unwrap().count(), 1, "nothing is left beside");
+    }
+
+    #[test]
+    fn a_damaged_folder_is_named_by_its_file() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = write(&Target::Named(parent.path().join("run")), "").unwrap();
+        let loaded = load(&path).unwrap();
+        assert_eq!((loaded.name.as_str(), loaded.rows.len(), loaded.digest), ("run", 0, None));
+        let columns = COLUMNS.join(",");
+        assert_eq!(std::fs::read_to_string(path.join("metrics.csv")).unwrap(), format!("{columns}\n"));
+        for (file, text, words) in [
+            ("rounds.jsonl", "{}\n", "rounds.jsonl: line 1"),
+            ("metrics.csv", &format!("{columns}\n1,x,,1,1,1,1,1\n"), "metrics.csv: "),
+            ("job.toml", "name = 1", "job.toml: "),
+        ] {
+            std::fs::write(path.join(file), text).unwrap();
+            let error = load(&path).unwrap_err().to_string();
+            assert!(error.contains(words) && !error.contains('\n'), "{error}");
+            write(&Target::Named(path.clone()), "").unwrap();
+        }
+    }
 }

@@ -156,6 +156,9 @@ struct ComparisonPage {
     differences: Vec<(String, Vec<String>)>,
 }
 
+/// Which counts of an evaluation a curve shows.
+type Counts<'a> = &'a dyn Fn(&EvaluationRecord) -> Option<Metrics>;
+
 fn figure(value: Option<f64>) -> String {
     value.map_or_else(|| "–".to_owned(), |value| format!("{value:.4}"))
 }
@@ -180,14 +183,13 @@ fn legend(names: impl IntoIterator<Item = String>) -> Vec<LegendEntry> {
 pub fn render(report: &RunReport<'_>) -> Result<String, String> {
     let job = report.job;
     let job_toml = job.to_toml().map_err(|error| error.to_string())?;
-    let curve =
-        |of: &dyn Fn(&EvaluationRecord) -> Option<Metrics>, value: fn(&Metrics) -> Option<f64>| -> Curve {
-            let point = |record: &EvaluationRecord| Some((f64::from(record.round), value(&of(record)?)?));
-            report.evaluations.iter().filter_map(point).collect()
-        };
+    let curve = |of: Counts<'_>, value: fn(&Metrics) -> Option<f64>| -> Curve {
+        let point = |record: &EvaluationRecord| Some((f64::from(record.round), value(&of(record)?)?));
+        report.evaluations.iter().filter_map(point).collect()
+    };
     let held_out = |record: &EvaluationRecord| record.held_out.clone();
     let federated = |record: &EvaluationRecord| record.federated();
-    let of: [(&str, &dyn Fn(&EvaluationRecord) -> Option<Metrics>); 2] =
+    let of: [(&str, Counts<'_>); 2] =
         [("held-out examples", &held_out), ("clients' own test examples together", &federated)];
     let present: Vec<_> = of
         .into_iter()

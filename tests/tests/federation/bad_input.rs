@@ -43,7 +43,8 @@ fn every_malformed_input_is_one_line() {
         let file = path.join("scenario.toml");
         fs::write(&file, scenario).unwrap();
         let out = path.join("out");
-        let output = run("tributary-sim", &["run", file.to_str().unwrap(), "--out", out.to_str().unwrap()], code);
+        let [file, data, out_arg] = [&file, path, &out].map(|path| path.to_str().unwrap());
+        let output = run("tributary-sim", &["run", file, "--data", data, "--out", out_arg], code);
         let line = String::from_utf8_lossy(&output.stderr).replace(&path.display().to_string(), "…");
         assert_eq!(line.trim().lines().count(), 1, "{case}: {line}");
         assert!(words.iter().all(|word| line.contains(word)), "{case}: {line}");
@@ -58,13 +59,23 @@ fn every_malformed_input_is_one_line() {
     images(path, |images, _| images[4..8].fill(255));
     check("IDX, absurd header", scenario(idx_data, pixels), 2, &["train-images"]);
     images(path, |_, labels| labels[9] = 7);
-    check("IDX, mis-labelled", scenario(idx_data, pixels), 2, &["train-labels", "label 1", "7 is not a class"]);
+    check(
+        "IDX, mis-labelled",
+        scenario(idx_data, pixels),
+        2,
+        &["train-labels", "label 1", "7 is not a class"],
+    );
     images(path, |_, labels| *labels = idx(&[1], &[0]));
     check("IDX, a label missing", scenario(idx_data, pixels), 2, &["train-labels"]);
     images(path, |images, _| *images = b"hello".to_vec());
     check("IDX, not IDX", scenario(idx_data, pixels), 2, &["train-images"]);
     fs::write(path.join("scans.npz"), b"PK\x03\x04 not really").unwrap();
-    check("NPZ, not an archive", scenario("source = \"npz\"\npath = \"scans.npz\"", pixels), 2, &["scans.npz"]);
+    check(
+        "NPZ, not an archive",
+        scenario("source = \"npz\"\npath = \"scans.npz\"", pixels),
+        2,
+        &["scans.npz"],
+    );
     table("x,y\n1,0\nold,1\n");
     check("CSV, text in a number", scenario(csv, "[1]"), 2, &["table.csv", "line 3", "\"old\""]);
     table("x,y\n1,0\nNaN,1\n");
@@ -78,8 +89,18 @@ fn every_malformed_input_is_one_line() {
     table("x,y\n1,0\n2,1\n");
     check("data of another shape", scenario(csv, "[3]"), 2, &["inputs"]);
     check("no such file", scenario("source = \"npz\"\npath = \"gone.npz\"", "[1]"), 2, &["gone.npz"]);
-    check("misspelt key", scenario(csv, "[1]").replace("learning_rate", "learning_rte"), 2, &["did you mean"]);
+    check(
+        "misspelt key",
+        scenario(csv, "[1]").replace("learning_rate", "learning_rte"),
+        2,
+        &["did you mean"],
+    );
     check("not TOML", scenario(csv, "[1]").replace("seed = 1", "seed = = 1"), 2, &["line 3"]);
-    check("privacy asked for", scenario(csv, "[1]") + "[job.privacy]\nunit = \"example\"\n", 2, &["not available yet"]);
+    check(
+        "privacy asked for",
+        scenario(csv, "[1]") + "[job.privacy]\nunit = \"example\"\n",
+        2,
+        &["not available yet"],
+    );
     println!("{printed}");
 }

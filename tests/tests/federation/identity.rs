@@ -8,9 +8,14 @@ use tributary_proto::coordinator::{CoordinatorMessage, Hello, NodeMessage, Role,
 use tributary_tests::{Coordinator, Process, run};
 
 /// Opens a control stream as `node` with an identity, and gives the coordinator's first message.
-async fn hello(coordinator: &Coordinator, identity: Option<Identity>, node: &str) -> Result<CoordinatorMessage, String> {
+async fn hello(
+    coordinator: &Coordinator,
+    identity: Option<Identity>,
+    node: &str,
+) -> Result<CoordinatorMessage, String> {
     let authority = std::fs::read_to_string(coordinator.scratch("client-0").join("authority.pem")).unwrap();
-    let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(authority)).domain_name("localhost");
+    let mut tls =
+        ClientTlsConfig::new().ca_certificate(Certificate::from_pem(authority)).domain_name("localhost");
     if let Some(identity) = identity {
         tls = tls.identity(identity);
     }
@@ -84,11 +89,13 @@ async fn only_a_live_identity_of_ones_own_is_served_and_the_log_says_who_was_ref
         table.push_str(&format!("{case}\n  told: {answer}\n  log:  {line}\n"));
     };
     refused("no certificate", None, "client-0", "certificate", "no client certificate").await;
-    refused("a foreign certificate", Some(foreign_identity()), "client-0", "", "refused the TLS handshake").await;
+    refused("a foreign certificate", Some(foreign_identity()), "client-0", "", "its certificate is foreign")
+        .await;
     refused("another node's id", Some(own.clone()), "client-1", "is node client-0's", "claims to be").await;
 
     // Revocation ends the open stream of a running node at once, and it is not let in again.
-    let mut node = Process::start("tributary-client", "client-0", &["start", "--config", config.to_str().unwrap()]);
+    let mut node =
+        Process::start("tributary-client", "client-0", &["start", "--config", config.to_str().unwrap()]);
     coordinator.process().wait_for("node client-0 connected", 2);
     coordinator.admin(&["nodes", "revoke", "client-0"]);
     assert_eq!(node.wait(), Some(1), "{}", node.output());

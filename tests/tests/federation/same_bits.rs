@@ -39,14 +39,16 @@ fn simulate(scenario: &Path, out: &Path, more: &[&str]) -> serde_json::Value {
 fn files(coordinator: &Coordinator) -> (PathBuf, PathBuf) {
     let (job, scenario) = (coordinator.scratch("job.toml"), coordinator.scratch("scenario.toml"));
     std::fs::write(&job, JOB).unwrap();
-    let text = format!("job = \"job.toml\"\n[population]\nclients = 4\n{DATA}\n[partition]\nscheme = \"iid\"\n");
+    let text =
+        format!("job = \"job.toml\"\n[population]\nclients = 4\n{DATA}\n[partition]\nscheme = \"iid\"\n");
     std::fs::write(&scenario, text).unwrap();
     (job, scenario)
 }
 
 /// Joins `client-0` to `client-3`, each with its share of the generated images.
 fn join_four(coordinator: &Coordinator) -> Vec<PathBuf> {
-    let share = |index| format!("{DATA}\n[share]\nscheme = \"iid\"\nclients = 4\nindex = {index}\nseed = 11\n");
+    let share =
+        |index| format!("{DATA}\n[share]\nscheme = \"iid\"\nclients = 4\nindex = {index}\nseed = 11\n");
     (0..4).map(|index| coordinator.join(&format!("client-{index}"), &share(index))).collect()
 }
 
@@ -111,7 +113,8 @@ fn a_killed_hospital_is_recorded_and_rejoins_and_the_record_replays() {
     let record = coordinator.scratch("rounds.jsonl");
     let lines: String = records.iter().map(|record| format!("{record}\n")).collect();
     std::fs::write(&record, lines).unwrap();
-    let replayed = simulate(&scenario, &coordinator.scratch("replay"), &["--replay", record.to_str().unwrap()]);
+    let replayed =
+        simulate(&scenario, &coordinator.scratch("replay"), &["--replay", record.to_str().unwrap()]);
     assert_eq!(replayed["model_digest"], real["model_digest"]);
 }
 
@@ -143,7 +146,8 @@ fn a_killed_coordinator_finishes_with_the_undisturbed_model() {
 fn four_hospitals_end_in_the_simulators_model() {
     let Some(data) = shared_data("heart-disease") else { return };
     let coordinator = Coordinator::start();
-    let (job, scenario) = (workspace().join("jobs/heart-disease.toml"), workspace().join("jobs/heart-disease-sim.toml"));
+    let (job, scenario) =
+        (workspace().join("jobs/heart-disease.toml"), workspace().join("jobs/heart-disease-sim.toml"));
     // Each hospital reads its own file, as the scenario's `[data]` table says it.
     let text = std::fs::read_to_string(&scenario).unwrap();
     let table = text.parse::<toml::Table>().unwrap().remove("data").unwrap();
@@ -165,7 +169,10 @@ fn four_hospitals_end_in_the_simulators_model() {
         let out = coordinator.scratch(&format!("sim-{workers}"));
         let data = data.to_str().unwrap();
         let simulated = simulate(&scenario, &out, &["--data", data, "--workers", workers]);
-        println!("coordinator {} simulator --workers {workers} {}", real["model_digest"], simulated["model_digest"]);
+        println!(
+            "coordinator {} simulator --workers {workers} {}",
+            real["model_digest"], simulated["model_digest"]
+        );
         assert_eq!(simulated["model_digest"], real["model_digest"], "--workers {workers}");
     }
 }
