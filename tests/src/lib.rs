@@ -1,4 +1,5 @@
 //! A federation of real processes over real TLS, for tests: starts, watches, kills and restarts them.
+#![allow(clippy::expect_used)] // all of this is test code: a broken expectation is a failed test
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;

@@ -51,10 +51,14 @@ fn steps(repository: &Path, quick: bool) -> Vec<Step> {
         step("clippy", None, &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]),
     ];
     if quick {
-        steps.push(step("tests", None, &["test", "--workspace", "--exclude", "tributary-tests"]));
+        steps.push(step(
+            "tests",
+            None,
+            &["test", "--workspace", "--no-fail-fast", "--exclude", "tributary-tests"],
+        ));
         return steps;
     }
-    steps.push(step("tests", None, &["test", "--workspace"]));
+    steps.push(step("tests", None, &["test", "--workspace", "--no-fail-fast"]));
     let mut documentation = step("documentation", None, &["doc", "--workspace", "--no-deps"]);
     documentation.command.env("RUSTDOCFLAGS", "-D warnings");
     steps.push(documentation);
@@ -89,7 +93,9 @@ mod tests {
     #[test]
     fn the_full_pass_has_every_check_and_one_test_run() {
         let commands = commands(false);
-        for check in ["fmt --all --check", "test --workspace", "doc --workspace --no-deps", "machete"] {
+        for check in
+            ["fmt --all --check", "test --workspace --no-fail-fast", "doc --workspace --no-deps", "machete"]
+        {
             assert_eq!(commands.iter().filter(|command| *command == check).count(), 1, "{check}");
         }
         assert!(commands.iter().any(|command| command.ends_with("-- -D warnings")));

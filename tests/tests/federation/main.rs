@@ -1,4 +1,5 @@
 //! The promises of a federation that only whole processes can keep.
+#![allow(clippy::expect_used, clippy::unwrap_used)] // a broken expectation is a failed test
 
 mod bad_input;
 mod identity;
