@@ -237,7 +237,7 @@ fn preflight(config_path: &Path) -> Result<ExitCode, Failure> {
 
 fn describe_data(config: &NodeConfig, config_path: &Path) -> Result<String, String> {
     let data = config.load_data(config_path).map_err(|error| error.to_string())?;
-    let (counts, shape, classes) = (data.counts(), &data.train.examples.shape, data.classes);
+    let (counts, shape, classes) = (data.counts(), &data.example_shape, data.classes);
     let needed = match config.role {
         crate::machine::Role::Trainer => counts.train,
         crate::machine::Role::Evaluator => counts.test,

@@ -1,7 +1,6 @@
 //! A node's configuration: `node.toml`.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use tributary_common::document::{self, DocumentError, Schema};
@@ -10,7 +9,7 @@ use crate::data::{self, DataConfig, DataError, Dataset};
 use crate::machine::{ExampleCounts, Profile, Role};
 use crate::partition::{self, PartitionConfig, PartitionError, Population, Scheme};
 use crate::policy::Policy;
-use crate::shard::{Examples, Shard};
+use crate::shard::Shard;
 
 /// Longest configuration file, in bytes.
 const FILE_BYTES: u64 = 1 << 20;
@@ -121,6 +120,8 @@ const POLICY: Schema = Schema {
 /// A node's examples in memory.
 #[derive(Debug, Clone)]
 pub struct NodeData {
+    /// Shape of one example.
+    pub example_shape: Vec<usize>,
     /// Classes of the whole data set.
     pub classes: usize,
     /// To train on.
@@ -185,11 +186,7 @@ impl NodeConfig {
         let parts = self.share.as_ref().map(|share| share.of(&dataset)).transpose();
         let parts = parts.map_err(|cause| ConfigError::Share { path: config_path.to_path_buf(), cause })?;
         let Dataset { example_shape, classes, train, test, .. } = dataset;
-        let examples = |split: Arc<data::Split>| {
-            let data::Split { features, labels } = Arc::unwrap_or_clone(split);
-            Arc::new(Examples { shape: example_shape.clone(), features, labels })
-        };
-        let (mut train, mut test) = (Shard::whole(examples(train)), Shard::whole(examples(test)));
+        let (mut train, mut test) = (Shard::whole(train), Shard::whole(test));
         if let Some(parts) = parts {
             train.indices = parts.train;
             // Only sites have test examples of their own; every other share evaluates on all.
@@ -197,7 +194,7 @@ impl NodeConfig {
                 test.indices = parts.test;
             }
         }
-        Ok(NodeData { classes, train, test })
+        Ok(NodeData { example_shape, classes, train, test })
     }
 
     /// What the node's machine knows of it.
@@ -205,7 +202,7 @@ impl NodeConfig {
         Profile {
             role: self.role,
             policy: self.policy.clone(),
-            example_shape: data.train.examples.shape.clone(),
+            example_shape: data.example_shape.clone(),
             classes: data.classes,
             drain_seconds: self.drain_seconds,
         }

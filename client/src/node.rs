@@ -16,7 +16,7 @@ use tributary_common::digest::Digest;
 use tributary_common::ids::NodeName;
 use tributary_common::job::Job;
 use tributary_common::model::Parameters;
-use tributary_common::record::{Metrics, Reason};
+use tributary_common::record::Reason;
 use tributary_common::time::{Clock, Time};
 use tributary_proto::coordinator as wire;
 use tributary_proto::coordinator::node_message::Message as FromNode;
@@ -24,7 +24,6 @@ use tributary_proto::coordinator::node_message::Message as FromNode;
 use crate::config::{NodeConfig, NodeData};
 use crate::enrol::{self, Credentials, EnrolError};
 use crate::machine::{Attempt, Effect, Failure, Input, Kept, NodeEvent, NodeMachine, RoundKey, Trained};
-use crate::shard::{Examples, Shard};
 use crate::store::{Folder, FolderError};
 use crate::trainer::{ArithmeticTrainer, ClientUpdate, Task, TorchTrainer, TrainError, Trainer};
 use crate::transport::{self, Dialer, Greeting, Link, LinkEvent};
@@ -397,9 +396,8 @@ impl Worker {
                 TrainerKind::Torch => Box::new(TorchTrainer::new()),
                 TrainerKind::Arithmetic => Box::new(ArithmeticTrainer),
             };
-            let mut data = data;
             for command in queue {
-                let outcome = carry_out(trainer.as_mut(), &client, &mut data, command, &stop);
+                let outcome = carry_out(trainer.as_mut(), &client, &data, command, &stop);
                 if results.blocking_send(outcome).is_err() {
                     return;
                 }
@@ -437,22 +435,20 @@ impl Worker {
 fn carry_out(
     trainer: &mut dyn Trainer,
     client: &NodeName,
-    data: &mut NodeData,
+    data: &NodeData,
     command: Command,
     stop: &AtomicBool,
 ) -> Outcome {
     match command {
         Command::Train { key, job, model } => {
-            let shard = shaped(&mut data.train, &job.model.inputs);
             let task = Task { job, round: key.round, client: client.clone(), model };
-            match trainer.train(&task, shard, stop) {
+            match trainer.train(&task, &data.train, stop) {
                 Ok(update) => Outcome::Update(key, update),
                 Err(error) => Outcome::Input(Input::Trained { key, result: Err(failure(&error)) }),
             }
         }
         Command::Evaluate { key, job, model } => {
-            let shard = shaped(&mut data.test, &job.model.inputs);
-            let result: Result<Metrics, TrainError> = trainer.evaluate(&job, &model, shard);
+            let result = trainer.evaluate(&job, &model, &data.test);
             Outcome::Input(Input::Evaluated { key, result: result.map_err(|error| failure(&error)) })
         }
     }
@@ -471,19 +467,6 @@ fn failure(error: &TrainError) -> Failure {
         | TrainError::Torch(_) => Reason::Training,
     };
     Failure { reason, detail: transport::chain(error) }
-}
-
-/// The examples in the shape that the job wants: images as flat vectors, for one. The machine has checked that
-/// the sizes agree.
-fn shaped<'a>(shard: &'a mut Shard, inputs: &[usize]) -> &'a Shard {
-    if shard.examples.shape != inputs {
-        let Examples { features, labels, .. } = Arc::unwrap_or_clone(std::mem::replace(
-            &mut shard.examples,
-            Arc::new(Examples { shape: Vec::new(), features: Vec::new(), labels: Vec::new() }),
-        ));
-        shard.examples = Arc::new(Examples { shape: inputs.to_vec(), features, labels });
-    }
-    shard
 }
 
 /// One line on standard output; whoever reads may have gone away.

@@ -1,31 +1,22 @@
-//! Labelled examples resident in memory, and the part of them that belongs to one client.
+//! One client's part of examples that lie in memory once, for all clients and workers.
 
 use std::sync::Arc;
 
-/// Labelled examples: one buffer that workers and simulated clients share.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Examples {
-    /// Shape of one example: `[features]` or `[channels, height, width]`.
-    pub shape: Vec<usize>,
-    /// Features, example after example, each row-major.
-    pub features: Vec<f32>,
-    /// Class of each example, from 0.
-    pub labels: Vec<i64>,
-}
+use crate::data::Split;
 
-/// One client's part of some examples: their positions, in the client's own order.
+/// One client's examples: their positions in a shared buffer, in the client's own order.
 #[derive(Debug, Clone)]
 pub struct Shard {
     /// The buffer that holds them.
-    pub examples: Arc<Examples>,
+    pub examples: Arc<Split>,
     /// Which of them, as positions in `examples.labels`.
     pub indices: Arc<[u32]>,
 }
 
 impl Shard {
     /// All of `examples`.
-    pub fn whole(examples: Arc<Examples>) -> Self {
-        let indices = (0..u32::try_from(examples.labels.len()).unwrap_or(u32::MAX)).collect();
+    pub fn whole(examples: Arc<Split>) -> Self {
+        let indices = (0..u32::try_from(examples.len()).unwrap_or(u32::MAX)).collect();
         Self { examples, indices }
     }
 

@@ -11,11 +11,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use tributary_client::data::Split;
 use tributary_client::machine::{
     Attempt, Effect, ExampleCounts, Failure, Input, Kept, NodeMachine, Profile, Role, RoundKey, Trained,
 };
 use tributary_client::partition::Share;
-use tributary_client::shard::{Examples, Shard};
+use tributary_client::shard::Shard;
 use tributary_client::trainer::{ClientUpdate, Task};
 use tributary_common::ids::{NodeName, RunId};
 use tributary_common::job::{Job, JobError};
@@ -113,8 +114,8 @@ pub struct Finished {
 /// The parts of a data set as the trainer takes them: the training and the test examples, each in one buffer.
 #[derive(Debug, Clone)]
 struct Buffers {
-    train: Arc<Examples>,
-    test: Arc<Examples>,
+    train: Arc<Split>,
+    test: Arc<Split>,
 }
 
 #[derive(Debug)]
@@ -216,13 +217,7 @@ impl Population {
         let client =
             |share: Share| (share.name, Client { train: share.train, test: share.test, role: Role::Trainer });
         let mut clients: BTreeMap<NodeName, Client> = shares.into_iter().map(client).collect();
-        // The data may be images and the model's input one flat vector of as many values.
-        let shape = &scenario.job.model.inputs;
-        let examples = |split: Arc<tributary_client::data::Split>| {
-            let split = Arc::unwrap_or_clone(split);
-            Arc::new(Examples { shape: shape.clone(), features: split.features, labels: split.labels })
-        };
-        let buffers = Buffers { train: examples(dataset.train), test: examples(dataset.test) };
+        let buffers = Buffers { train: dataset.train, test: dataset.test };
         let held_out = Shard::whole(buffers.test.clone());
         if !held_out.is_empty() {
             let client = Client { train: [].into(), test: held_out.indices, role: Role::Evaluator };

@@ -50,13 +50,13 @@ pub enum TrainError {
     /// There is nothing to train on.
     #[error("the client has no training examples; give it data or leave it out of the federation")]
     NoExamples,
-    /// The examples have another shape than the model takes.
-    #[error("the examples have shape {found:?}, but the job says [model] inputs = {expected:?}")]
+    /// The examples have another size than the model takes.
+    #[error("an example has {found} values, but the job says [model] inputs = {expected:?}")]
     Inputs {
         /// The job's inputs.
         expected: Vec<usize>,
-        /// The shape of one example.
-        found: Vec<usize>,
+        /// Values of one example.
+        found: usize,
     },
     /// A label is not a class of the job.
     #[error("example {example} has label {label}, but the job says [model] classes = {classes} (labels 0 to {})", .classes.saturating_sub(1))]
@@ -117,15 +117,15 @@ fn check(job: &Job, parameters: usize, model: &[f32], shard: &Shard) -> Result<(
         return Err(TrainError::Model { expected: parameters, found: model.len() });
     }
     let examples = &shard.examples;
-    if examples.shape != job.model.inputs {
-        return Err(TrainError::Inputs { expected: job.model.inputs.clone(), found: examples.shape.clone() });
-    }
-    let row = examples.shape.iter().product::<usize>();
+    let row = job.model.inputs.iter().product::<usize>();
     let (values, labels) = (examples.features.len(), examples.labels.len());
     if row.checked_mul(labels) != Some(values) {
-        return Err(TrainError::Examples(format!(
-            "{labels} labels of {row} features, but {values} features"
-        )));
+        return Err(match values.checked_div(labels) {
+            Some(found) if found * labels == values => {
+                TrainError::Inputs { expected: job.model.inputs.clone(), found }
+            }
+            _ => TrainError::Examples(format!("{labels} labels, but {values} features")),
+        });
     }
     let classes = job.model.classes;
     for position in shard.indices.iter() {

@@ -7,7 +7,7 @@ use tributary_common::model::Architecture;
 use tributary_common::rng::{Purpose, Stream};
 
 use super::*;
-use crate::shard::Examples;
+use crate::data::Split;
 
 /// A job with the defaults that the tests change.
 pub(super) fn job(architecture: &str, inputs: &[usize], classes: usize) -> Job {
@@ -71,7 +71,7 @@ pub(super) fn blobs(model: &tributary_common::job::Model, count: usize, spread: 
         .map(|value| value + uniform(spread))
         .collect();
     let labels = labels.iter().map(|label| *label as i64).collect();
-    Shard::whole(Arc::new(Examples { shape: model.inputs.clone(), features, labels }))
+    Shard::whole(Arc::new(Split { features, labels }))
 }
 
 fn go() -> AtomicBool {
@@ -86,8 +86,8 @@ fn trainers() -> [Box<dyn Trainer>; 2] {
 fn what_does_not_fit_is_refused_in_words() {
     let job = job("logistic", &[4], 3);
     let good = blobs(&job.model, 9, 0.1);
-    let with = |change: &dyn Fn(&mut Examples)| {
-        let mut examples = Examples::clone(&good.examples);
+    let with = |change: &dyn Fn(&mut Split)| {
+        let mut examples = Split::clone(&good.examples);
         change(&mut examples);
         Shard { examples: Arc::new(examples), indices: good.indices.clone() }
     };
@@ -105,10 +105,10 @@ fn what_does_not_fit_is_refused_in_words() {
         let fine = task(job.clone(), "a");
         let nothing = Shard { indices: Arc::new([]), ..good.clone() };
         assert!(refusal(&fine, &nothing).contains("no training examples"));
-        let other_shape = with(&|examples| examples.shape = vec![2, 2]);
+        let other_shape = with(&|examples| examples.features.truncate(27));
         assert_eq!(
             refusal(&fine, &other_shape),
-            "the examples have shape [2, 2], but the job says [model] inputs = [4]"
+            "an example has 3 values, but the job says [model] inputs = [4]"
         );
         for label in [3, -1, i64::MIN] {
             let refused = refusal(&fine, &with(&|examples| examples.labels[2] = label));
@@ -116,7 +116,7 @@ fn what_does_not_fit_is_refused_in_words() {
             assert!(refused.ends_with("classes = 3 (labels 0 to 2)"), "{refused}");
         }
         let short = with(&|examples| examples.features.truncate(35));
-        assert!(refusal(&fine, &short).contains("9 labels of 4 features, but 35 features"));
+        assert!(refusal(&fine, &short).contains("9 labels, but 35 features"));
         let outside = Shard { indices: Arc::new([0, 9]), ..good.clone() };
         assert!(refusal(&fine, &outside).contains("names example 9, but there are 9"));
         let other_model = Task { model: Arc::new(vec![0.0; 14]), ..fine.clone() };

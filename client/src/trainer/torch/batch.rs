@@ -2,7 +2,7 @@
 
 use tch::{TchError, Tensor};
 
-use crate::shard::Examples;
+use crate::data::Split;
 
 /// Scratch memory for gathering rows; it keeps its size from step to step.
 #[derive(Default)]
@@ -12,13 +12,15 @@ pub(super) struct Batch {
 }
 
 impl Batch {
-    /// Features `[batch, …shape]` and labels `[batch]` of the examples at `indices`, which must exist.
+    /// Features `[batch, …shape]` and labels `[batch]` of the examples at `indices`, which must exist and have
+    /// as many values as `shape`.
     pub(super) fn gather<'a>(
         &mut self,
-        examples: &Examples,
+        examples: &Split,
+        shape: &[usize],
         indices: impl Iterator<Item = &'a u32>,
     ) -> Result<(Tensor, Tensor), TchError> {
-        let row = examples.shape.iter().product::<usize>();
+        let row = shape.iter().product::<usize>();
         self.features.clear();
         self.labels.clear();
         for index in indices {
@@ -26,7 +28,7 @@ impl Batch {
             self.features.extend_from_slice(&examples.features[index * row..(index + 1) * row]);
             self.labels.push(examples.labels[index]);
         }
-        let sizes = std::iter::once(self.labels.len()).chain(examples.shape.iter().copied());
+        let sizes = std::iter::once(self.labels.len()).chain(shape.iter().copied());
         let sizes: Vec<i64> = sizes.map(|size| i64::try_from(size).unwrap_or(i64::MAX)).collect();
         let features = Tensor::f_from_slice(&self.features)?.f_view(sizes.as_slice())?;
         Ok((features, Tensor::f_from_slice(&self.labels)?))

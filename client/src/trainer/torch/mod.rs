@@ -104,7 +104,7 @@ impl Trainer for TorchTrainer {
             }
             let positions = batches.next();
             let examples = positions.iter().filter_map(|position| shard.indices.get(*position as usize));
-            let (features, labels) = self.batch.gather(&shard.examples, examples)?;
+            let (features, labels) = self.batch.gather(&shard.examples, &job.model.inputs, examples)?;
             let logits = network.forward(parameters.leaves(), features)?;
             let loss = cross_entropy(&logits, &labels, Reduction::Mean)?;
             let gradients = Tensor::f_run_backward(&[&loss], parameters.leaves(), false, false)?;
@@ -140,7 +140,7 @@ impl Trainer for TorchTrainer {
         let mut metrics = Metrics { confusion: no_confusion(classes), ..Metrics::default() };
         let _no_graph = tch::no_grad_guard();
         for indices in shard.indices.chunks(EVALUATION_BATCH) {
-            let (features, labels) = self.batch.gather(&shard.examples, indices.iter())?;
+            let (features, labels) = self.batch.gather(&shard.examples, &job.model.inputs, indices.iter())?;
             let logits = network.forward(parameters.leaves(), features)?;
             let losses: Vec<f32> = (&cross_entropy(&logits, &labels, Reduction::None)?).try_into()?;
             let predicted: Vec<i64> = (&logits.f_argmax(1, false)?).try_into()?;

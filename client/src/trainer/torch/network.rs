@@ -221,8 +221,9 @@ mod tests {
             let mut parameters = Parameters::new(&layout).unwrap();
             parameters.values_mut().copy_from_slice(&layout.initial(1));
             let slopes = |network: &Network| {
-                let (features, labels) =
-                    Batch::default().gather(&shard.examples, shard.indices.iter()).unwrap();
+                let (features, labels) = Batch::default()
+                    .gather(&shard.examples, &job.model.inputs, shard.indices.iter())
+                    .unwrap();
                 let logits = network.forward(parameters.leaves(), features).unwrap();
                 let loss = cross_entropy(&logits, &labels, tch::Reduction::Mean).unwrap();
                 Tensor::f_run_backward(&[loss], parameters.leaves(), false, false).unwrap()

@@ -6,7 +6,7 @@ use tributary_common::job::Algorithm;
 use super::super::tests::{blobs, every_architecture, job, task};
 use super::network::Layer;
 use super::*;
-use crate::shard::Examples;
+use crate::data::Split;
 
 fn train(task: &Task, shard: &Shard) -> ClientUpdate {
     TorchTrainer::new().train(task, shard, &AtomicBool::new(false)).unwrap()
@@ -50,7 +50,8 @@ fn every_network_uses_each_tensor_of_its_layout_once() {
         let elements: usize = parameters.leaves().iter().map(Tensor::numel).sum();
         assert_eq!(elements, layout.parameters());
         let shard = blobs(&job.model, 3, 0.5);
-        let (features, _) = Batch::default().gather(&shard.examples, shard.indices.iter()).unwrap();
+        let (features, _) =
+            Batch::default().gather(&shard.examples, &job.model.inputs, shard.indices.iter()).unwrap();
         let logits = network.forward(parameters.leaves(), features).unwrap();
         assert_eq!(logits.size(), [3, job.model.classes as i64], "{}", job.model.architecture.name());
     }
@@ -81,7 +82,7 @@ fn the_gradient_is_the_slope_of_the_loss() {
 /// Returns the change and the mean loss.
 fn by_hand(task: &Task, shard: &Shard, steps: usize) -> (Vec<f64>, f64) {
     let train = &task.job.train;
-    let (features, classes) = (shard.examples.shape[0], task.job.model.classes);
+    let (features, classes) = (task.job.model.inputs[0], task.job.model.classes);
     let rate = train.learning_rate(task.round, task.job.rounds);
     let start: Vec<f64> = task.model.iter().map(|value| f64::from(*value)).collect();
     let mut model = start.clone();
@@ -264,7 +265,7 @@ fn divergence_is_named_with_its_step() {
     assert!(matches!(refused, TrainError::Diverged { step } if step > 1), "{refused:?}");
     assert!(refused.to_string().contains("lower [train] learning_rate"));
 
-    let mut poisoned = Examples::clone(&shard.examples);
+    let mut poisoned = Split::clone(&shard.examples);
     poisoned.features.fill(f32::NAN);
     let poisoned = Shard { examples: Arc::new(poisoned), ..shard.clone() };
     let calm = task(job("mlp", &[6], 3), "a");
