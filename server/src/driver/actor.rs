@@ -343,7 +343,9 @@ impl Actor {
 
     /// Shows what the active run offers and takes now, if that changed.
     fn publish(&mut self) {
-        let current = self.active.as_ref().map(|Active { run, .. }| Current {
+        // A run that is over offers nothing, from before anybody is told of its end.
+        let open = self.active.as_ref().filter(|active| !active.run.is_over());
+        let current = open.map(|Active { run, .. }| Current {
             run: run.id(),
             digest: run.head().model,
             model: run.model().clone(),
