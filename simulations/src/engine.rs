@@ -438,7 +438,7 @@ impl Simulation<'_> {
             Effect::Train { key, job, model } => {
                 let Some(shard) = self.population.shard(name, false) else { return };
                 let steps = job.train.steps(shard.len() as u64);
-                let task = Task { job, round: key.round, client: name.clone(), model };
+                let task = Task { job, round: key.round, client: name.clone(), model, max_steps: None };
                 let end = self.now + steps.saturating_mul(STEP_MILLISECONDS);
                 return self.begin(name, end, key, Work::Train { task, shard });
             }

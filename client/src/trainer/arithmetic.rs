@@ -31,7 +31,8 @@ impl Trainer for ArithmeticTrainer {
         }
         let labels = shard.indices.iter().filter_map(|index| shard.examples.labels.get(*index as usize));
         let target = labels.sum::<i64>() as f64 / (shard.len() * job.model.classes) as f64;
-        let rate = job.train.learning_rate(task.round, job.rounds).min(0.5) as f32;
+        let share = task.steps(shard.len() as u64) as f64 / job.train.steps(shard.len() as u64).max(1) as f64;
+        let rate = (job.train.learning_rate(task.round, job.rounds).min(0.5) * share) as f32;
         let mut stream = Stream::new(job.seed, Purpose::Shuffle, task.round, task.client.as_str());
         let change = |value: &f32| {
             let noise = (stream.random::<f32>() - 0.5) * 0.02;

@@ -28,6 +28,16 @@ pub struct Task {
     pub client: NodeName,
     /// The published model that training starts from.
     pub model: Parameters,
+    /// Fewest of these and the job's steps are taken: a straggler's partial work (Li et al. 2020, section 3.2).
+    pub max_steps: Option<u64>,
+}
+
+impl Task {
+    /// SGD steps of a client with `examples` training examples.
+    pub fn steps(&self, examples: u64) -> u64 {
+        let asked = self.job.train.steps(examples);
+        self.max_steps.map_or(asked, |most| asked.min(most.max(1)))
+    }
 }
 
 /// What training produces.

@@ -96,7 +96,7 @@ impl Trainer for TorchTrainer {
         parameters.values_mut().copy_from_slice(&task.model);
         sgd.start(job, task.round, task.model.len());
         let mut batches = Batches::new(task, shard.len());
-        let steps = job.train.steps(shard.len() as u64);
+        let steps = task.steps(shard.len() as u64);
         let (mut loss_sum, mut seen) = (0.0, 0);
         for step in 1..=steps {
             if stop.load(Ordering::Relaxed) {
