@@ -1,11 +1,14 @@
 //! The command line: arguments, exit codes, and the order of things in each command.
 
+mod sweep;
+
 use std::collections::BTreeSet;
 use std::io::Write;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -13,15 +16,14 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use tributary_client::data::fetch::{self, FetchProgress, MNIST_MIRROR};
 use tributary_client::trainer::{ArithmeticTrainer, TorchTrainer, Trainer};
 use tributary_common::model::{self, Layout};
-use tributary_common::record::RunState;
 
-use crate::engine::{self, Settings};
+use crate::engine::{Settings, Transport};
 use crate::follow::{Follower, Format};
 use crate::plan::Plan;
-use crate::population::Spread;
 use crate::replay;
-use crate::report::{self, Machine, RunFolder, RunReport, Target};
+use crate::report::{self, Target};
 use crate::scenario::{Overrides, Scenario, ScenarioError};
+use crate::session::Session;
 use crate::workers::MakeTrainer;
 
 /// libtorch's version: tch 0.26 builds against this one alone.
@@ -46,6 +48,8 @@ struct Cli {
 enum Command {
     /// Run a scenario and leave a folder with its report.
     Run(RunArguments),
+    /// Run a scenario once for every combination of values, and compare.
+    Sweep(sweep::SweepArguments),
     /// Say what a scenario will cost, before anything runs.
     Plan {
         #[command(flatten)]
@@ -111,9 +115,12 @@ struct ScenarioArguments {
 }
 
 impl ScenarioArguments {
+    fn overrides(&self) -> Overrides {
+        Overrides { set: self.set.clone(), data: self.data.clone(), seed: self.seed }
+    }
+
     fn read(&self) -> Result<Scenario, ScenarioError> {
-        let overrides = Overrides { set: self.set.clone(), data: self.data.clone(), seed: self.seed };
-        Scenario::read(&self.file, &overrides)
+        Scenario::read(&self.file, &self.overrides())
     }
 }
 
@@ -126,7 +133,7 @@ struct RunArguments {
     out: Option<PathBuf>,
     /// Worker threads; without it, as many as the machine has cores. The model does not depend on it.
     #[arg(long, value_name = "N")]
-    workers: Option<std::num::NonZeroUsize>,
+    workers: Option<NonZeroUsize>,
     /// Impose the accepted sets of an earlier run: its folder, or its rounds.jsonl.
     #[arg(long, value_name = "RECORD")]
     replay: Option<PathBuf>,
@@ -145,15 +152,6 @@ struct RunArguments {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
-enum Transport {
-    /// As shared values; bytes are counted.
-    #[default]
-    Memory,
-    /// As chunks and messages of the wire: not available yet.
-    Wire,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 enum TrainerKind {
     #[default]
     Torch,
@@ -167,7 +165,7 @@ enum End {
     /// Exit code 2.
     Unusable(String),
     /// Exit code 130.
-    Interrupted,
+    Interrupted(String),
 }
 
 fn unusable(error: impl std::fmt::Display) -> End {
@@ -186,7 +184,7 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(End::Failed(message)) => say(&message, 1),
         Err(End::Unusable(message)) => say(&message, 2),
-        Err(End::Interrupted) => say("interrupted", 130),
+        Err(End::Interrupted(message)) => say(&message, 130),
     }
 }
 
@@ -198,6 +196,7 @@ fn say(message: &str, code: u8) -> ExitCode {
 fn perform(command: Command, out: &mut dyn Write) -> Result<(), End> {
     match command {
         Command::Run(arguments) => run(&arguments, out),
+        Command::Sweep(arguments) => sweep::sweep(&arguments, out),
         Command::Plan { scenario, format } => {
             let scenario = scenario.read().map_err(unusable)?;
             let federation = scenario.federation().map_err(unusable)?;
@@ -223,108 +222,43 @@ fn perform(command: Command, out: &mut dyn Write) -> Result<(), End> {
 }
 
 fn run(arguments: &RunArguments, out: &mut dyn Write) -> Result<(), End> {
-    if arguments.transport == Transport::Wire {
-        return Err(unusable("--transport wire is not available yet in this version; leave it out"));
-    }
     let scenario = arguments.scenario.read().map_err(unusable)?;
     let layout = scenario.job.layout().map_err(unusable)?;
-    let scenario_toml = scenario.to_toml().map_err(unusable)?;
     let initial = arguments.initial_model.as_deref().map(|path| initial_model(path, &layout)).transpose()?;
     let target = Target::choose(arguments.out.as_deref(), &scenario.job).map_err(unusable)?;
     let federation = scenario.federation().map_err(unusable)?;
-    let spread = Spread::of(&federation);
     let clients: BTreeSet<_> = federation.shares.iter().map(|share| &share.name).collect();
     let imposed = arguments.replay.as_deref();
     let imposed = imposed
         .map(|path| replay::read(path, scenario.job.rounds, &clients))
         .transpose()
         .map_err(unusable)?;
+    let session = Session::new(&scenario, federation).map_err(unusable)?;
 
-    let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
-    let workers = arguments.workers.map_or_else(cores, std::num::NonZeroUsize::get);
+    let workers = arguments.workers.map_or_else(cores, NonZeroUsize::get);
     let (trainer, trainer_name) = trainer(arguments.trainer);
     let mut follower = Follower::new(arguments.format, scenario.job.rounds, out);
     if arguments.format == Format::Human {
-        follower.print(&opening(&scenario, &layout, &spread, workers));
+        follower.print(&session.opening(workers));
     }
     let stop = interruptible().map_err(failed)?;
-    let settings = Settings { workers, trainer, initial, imposed };
-    let finished = engine::simulate(&scenario, federation, settings, &stop, &mut |observation| {
-        follower.observe(observation)
-    });
-    let (rows, seconds) = follower.finish();
-    let finished = finished.map_err(failed)?;
-
-    let interrupted = stop.load(Ordering::Relaxed) && finished.state == RunState::Stopped;
-    let reached = format!("after {} of {} rounds", finished.published, scenario.job.rounds);
-    let why_stopped =
-        if finished.deserted { "too few clients are left that can take part" } else { "by its operator" };
-    let warning = match &finished.state {
-        RunState::Failed { reason } => Some(format!("The run failed {reached}: {reason}.")),
-        _ if interrupted => Some(format!("The run was interrupted {reached}: this report is partial.")),
-        RunState::Finished => None,
-        _ => Some(format!("The run was stopped {reached}, {why_stopped}: this report is partial.")),
-    };
-    let digest = model::digest(&finished.model);
-    let machine = Machine {
-        processor: processor(),
-        instruction_sets: instruction_sets(),
-        trainer: trainer_name.to_owned(),
-        workers,
-    };
-    let html = report::render(&RunReport {
-        job: &scenario.job,
-        scenario_toml: &scenario_toml,
-        warning,
-        rows: &rows,
-        rounds: &finished.rounds,
-        evaluations: &finished.evaluations,
-        spread: &spread,
-        digest: digest.to_string(),
-        seconds,
-        machine: &machine,
-    })
-    .map_err(failed)?;
-    let folder = target.write(&RunFolder {
-        job: &scenario.job,
-        scenario_toml: &scenario_toml,
-        rows: &rows,
-        rounds: &finished.rounds,
-        evaluations: &finished.evaluations,
-        layout: &layout,
-        model: &finished.model,
-        report: &html,
-    });
-    let folder = folder.map_err(failed)?;
+    let settings = Settings { workers, trainer, initial, imposed, transport: arguments.transport };
+    let ended = session.run(settings, trainer_name, follower, &stop, &mut |_| {}).map_err(failed)?;
+    let folder = ended.write(&target).map_err(failed)?;
     if arguments.format == Format::Human {
         // A reader that went away has seen enough.
         let _ = writeln!(out, "report: {}", folder.join("report.html").display());
     }
-    match finished.state {
-        RunState::Finished => Ok(()),
-        RunState::Failed { reason } => Err(failed(format!("the run failed {reached}: {reason}"))),
-        _ if interrupted => Err(End::Interrupted),
-        _ => Err(failed(format!("the run was stopped {reached}, {why_stopped}"))),
+    match ended.problem() {
+        None => Ok(()),
+        Some(_) if ended.interrupted() => Err(End::Interrupted("interrupted".into())),
+        Some(problem) => Err(failed(problem)),
     }
 }
 
-fn opening(scenario: &Scenario, layout: &Layout, spread: &Spread, workers: usize) -> String {
-    let job = &scenario.job;
-    let examples = if spread.examples.minimum == spread.examples.maximum {
-        format!("{} examples each", spread.examples.median)
-    } else {
-        format!("{} to {} examples each", spread.examples.minimum, spread.examples.maximum)
-    };
-    format!(
-        "{}: {} clients ({}), {examples}; {} ({} parameters); {} rounds of {} clients; {workers} workers",
-        job.name,
-        spread.clients,
-        scenario.partition.scheme.name(),
-        job.model.architecture.name(),
-        layout.parameters(),
-        job.rounds,
-        job.invited().min(u32::try_from(spread.clients).unwrap_or(u32::MAX)),
-    )
+/// How many threads the machine runs at once.
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, NonZeroUsize::get)
 }
 
 fn trainer(kind: TrainerKind) -> (MakeTrainer, &'static str) {
@@ -356,29 +290,6 @@ fn interruptible() -> std::io::Result<Arc<AtomicBool>> {
         signal_hook::flag::register(signal, stop.clone())?;
     }
     Ok(stop)
-}
-
-fn processor() -> String {
-    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
-    model.map_or_else(|| std::env::consts::ARCH.to_owned(), |(_, name)| name.trim().to_owned())
-}
-
-fn instruction_sets() -> String {
-    #[cfg(target_arch = "x86_64")]
-    {
-        let known = [
-            ("AVX2", std::arch::is_x86_feature_detected!("avx2")),
-            ("FMA", std::arch::is_x86_feature_detected!("fma")),
-            ("AVX-512F", std::arch::is_x86_feature_detected!("avx512f")),
-            ("AVX-512 VNNI", std::arch::is_x86_feature_detected!("avx512vnni")),
-            ("AVX-512 BF16", std::arch::is_x86_feature_detected!("avx512bf16")),
-        ];
-        let present: Vec<&str> = known.into_iter().filter(|(_, has)| *has).map(|(name, _)| name).collect();
-        if present.is_empty() { "x86-64 baseline".to_owned() } else { present.join(", ") }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    std::env::consts::ARCH.to_owned()
 }
 
 fn fetch_mnist(into: &Path, mirror: &str, out: &mut dyn Write) -> Result<(), End> {

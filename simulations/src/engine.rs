@@ -1,6 +1,7 @@
 //! One simulated run: the coordinator's core and the nodes' machines over memory, with a virtual clock.
 //!
-//! Models and updates travel as shared values; bytes are counted, not made. Each computation ends at a virtual
+//! Models and updates travel as shared values and bytes are counted, not made, unless [`Transport::Wire`] is asked
+//! for; both end in the same model. Each computation ends at a virtual
 //! time that the job alone decides ([`STEP_MILLISECONDS`] per SGD step), and answers are delivered in the order of
 //! (virtual time, client), whatever thread finishes first: so the number of workers decides no bit and no record.
 //! Work is handed out in that same order, a little ahead of what is delivered, so that the updates in memory are
@@ -20,7 +21,7 @@ use tributary_client::shard::Shard;
 use tributary_client::trainer::{ClientUpdate, Task};
 use tributary_common::ids::{NodeName, RunId};
 use tributary_common::job::{Job, JobError};
-use tributary_common::model::Parameters;
+use tributary_common::model::{self, Parameters};
 use tributary_common::record::{EvaluationRecord, Reason, RoundRecord, RunEvent, RunState};
 use tributary_common::time::Time;
 use tributary_server::round::{self, ImposedSets};
@@ -28,6 +29,7 @@ use tributary_server::run::{Outgoing, Payload, Run, RunError, Update};
 use tributary_server::store::{MemoryStore, Store, StoreError};
 
 use crate::scenario::{Federation, Scenario};
+use crate::wire::{CrossingError, Wire};
 use crate::workers::{MakeTrainer, Outcome, Pool, Work};
 
 /// Virtual time of one SGD step.
@@ -57,6 +59,19 @@ pub enum SimulationError {
     /// The imposed record does not fit the scenario.
     #[error("the replayed record does not fit: {0}")]
     Replay(String),
+    /// A message did not survive its encoding.
+    #[error("a message did not cross the wire: {0}")]
+    Wire(#[from] CrossingError),
+}
+
+/// How models, updates and messages travel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Transport {
+    /// As shared values; bytes are counted.
+    #[default]
+    Memory,
+    /// As the chunks and messages of a real federation, encoded, checked and decoded.
+    Wire,
 }
 
 /// How a simulation runs, beside the scenario.
@@ -69,6 +84,8 @@ pub struct Settings {
     pub initial: Option<Vec<f32>>,
     /// Accepted sets of an earlier run to impose.
     pub imposed: Option<ImposedSets>,
+    /// How models, updates and messages travel.
+    pub transport: Transport,
 }
 
 /// One thing to tell whoever follows the simulation.
@@ -163,8 +180,13 @@ pub fn simulate(
     let population = Population::new(scenario, federation);
     let gathered = population.clients.iter().map(|(name, client)| (name.clone(), client.role));
     let gathered = round::Input::Present { nodes: gathered.collect() };
+    let wire = match settings.transport {
+        Transport::Memory => None,
+        Transport::Wire => Some(Wire::new(RUN, run.job())?),
+    };
     let mut simulation = Simulation {
         job: run.job().clone(),
+        wire,
         run,
         now: Time(0),
         population,
@@ -261,6 +283,8 @@ fn evaluators_name(clients: &BTreeMap<NodeName, Client>) -> NodeName {
 struct Simulation<'a> {
     run: Run,
     job: Arc<Job>,
+    /// Absent, everything travels as shared values.
+    wire: Option<Wire>,
     now: Time,
     population: Population,
     /// The nodes that have, or just had, something to do.
@@ -375,6 +399,10 @@ impl Simulation<'_> {
     fn act(&mut self, action: Action) -> Result<(), SimulationError> {
         match action {
             Action::Run(input) => {
+                let input = match &self.wire {
+                    Some(wire) => wire.to_coordinator(input)?,
+                    None => input,
+                };
                 let outgoing = self.run.handle(self.now, input)?;
                 self.send(outgoing);
             }
@@ -389,6 +417,10 @@ impl Simulation<'_> {
                     None => self.population.machine(&name),
                 };
                 let Some(mut machine) = machine else { return Ok(()) };
+                let input = match &self.wire {
+                    Some(wire) => wire.to_node(self.now, input)?,
+                    None => input,
+                };
                 let effects = machine.step(self.now, input);
                 self.nodes.insert(name.clone(), machine);
                 for effect in effects {
@@ -430,7 +462,13 @@ impl Simulation<'_> {
     fn perform(&mut self, name: &NodeName, effect: Effect) {
         let answer = match effect {
             Effect::Fetch { model, .. } if model == self.run.head().model => {
-                Input::ModelReady { model, parameters: self.run.model().clone() }
+                let present = self.run.model();
+                let fetched =
+                    self.wire.as_mut().map_or_else(|| Ok(present.clone()), |wire| wire.fetch(model, present));
+                match fetched {
+                    Ok(parameters) => Input::ModelReady { model, parameters },
+                    Err(error) => Input::FetchFailed { model, detail: error.to_string() },
+                }
             }
             Effect::Fetch { model, .. } => {
                 Input::FetchFailed { model, detail: "the coordinator has a newer model".into() }
@@ -460,19 +498,29 @@ impl Simulation<'_> {
             Effect::Store { key, model } => {
                 let Some(update) = self.updates.get(name) else { return };
                 let bytes = update.delta.len() as u64 * 4;
-                let kept = Kept { model, digest: None, bytes, examples: update.examples, stored: self.now };
+                let digest = self.wire.is_some().then(|| model::digest(&update.delta));
+                let kept = Kept { model, digest, bytes, examples: update.examples, stored: self.now };
                 Input::Stored { key, result: Ok(kept) }
             }
-            Effect::Upload { at, update: Kept { bytes, examples, digest, .. } } => {
-                match self.updates.remove(name) {
-                    // In memory nothing is lost on the way: the values need not be kept for a second upload.
-                    Some(update) => {
-                        let payload = Payload::Values(Arc::new(update.delta));
-                        let update =
-                            Update { node: name.clone(), round: at.round, examples, bytes, digest, payload };
-                        return self.actions.push_back(Action::Update(name.clone(), at, update));
+            Effect::Upload { at, update: kept } => {
+                // Nothing is lost on the way: the values need not be kept for a second upload.
+                let Some(ClientUpdate { delta, .. }) = self.updates.remove(name) else {
+                    let detail = "the update was delivered before".into();
+                    let refused = Input::UploadRefused { at, detail };
+                    return self.actions.push_back(Action::Node(name.clone(), refused));
+                };
+                let arrived = match &self.wire {
+                    Some(wire) => wire.upload(name, at, &kept, &delta),
+                    None => {
+                        let (node, round, payload) =
+                            (name.clone(), at.round, Payload::Values(Arc::new(delta)));
+                        let Kept { bytes, examples, digest, .. } = kept;
+                        Ok(Update { node, round, examples, bytes, digest, payload })
                     }
-                    None => Input::UploadRefused { at, detail: "the update was delivered before".into() },
+                };
+                match arrived {
+                    Ok(update) => return self.actions.push_back(Action::Update(name.clone(), at, update)),
+                    Err(error) => Input::UploadRefused { at, detail: error.to_string() },
                 }
             }
             Effect::Forget { .. } => {

@@ -37,6 +37,8 @@ pub(crate) struct Follower<'a> {
     notes: BTreeSet<String>,
     /// Nobody reads any more: a closed pipe is no reason to lose the run.
     deaf: bool,
+    /// Nobody is to be told anything.
+    silent: bool,
 }
 
 impl<'a> Follower<'a> {
@@ -55,7 +57,13 @@ impl<'a> Follower<'a> {
             rows: Vec::new(),
             notes: BTreeSet::new(),
             deaf: false,
+            silent: false,
         }
+    }
+
+    /// Follows a run of `rounds` rounds and tells nobody: its rows alone are wanted.
+    pub(crate) fn silent(rounds: u32, out: &'a mut std::io::Sink) -> Self {
+        Self { bar: ProgressBar::hidden(), deaf: true, silent: true, ..Self::new(Format::Human, rounds, out) }
     }
 
     /// Takes what the engine tells.
@@ -122,6 +130,9 @@ impl<'a> Follower<'a> {
     }
 
     fn note(&mut self, note: String) {
+        if self.silent {
+            return;
+        }
         let shown = self.notes.len();
         if shown <= NOTES && self.notes.insert(note.clone()) {
             let note = if shown == NOTES { "further notes about clients are left out" } else { &note };

@@ -11,8 +11,11 @@ pub mod population;
 pub mod replay;
 pub mod report;
 pub mod scenario;
+pub mod sweep;
 pub mod workers;
 
 mod follow;
+mod session;
 #[cfg(test)]
 mod tests;
+mod wire;

@@ -203,9 +203,24 @@ impl Scenario {
     /// # Errors
     /// Data that cannot be read, do not fit the job or cannot be shared so; a population that cannot run the job.
     pub fn federation(&self) -> Result<Federation, ScenarioError> {
-        let invalid = |problem: String| ScenarioError::Invalid { path: self.path.clone(), problem };
+        self.share(self.load()?)
+    }
+
+    /// Loads the data, for [`Scenario::share`].
+    ///
+    /// # Errors
+    /// Data that cannot be read or do not fit the job.
+    pub fn load(&self) -> Result<Dataset, ScenarioError> {
         let model = &self.job.model;
-        let dataset = data::load_for(&self.data, &self.base, &model.inputs, model.classes)?;
+        Ok(data::load_for(&self.data, &self.base, &model.inputs, model.classes)?)
+    }
+
+    /// Shares loaded data among the clients.
+    ///
+    /// # Errors
+    /// Data that cannot be shared so; a population that cannot run the job.
+    pub fn share(&self, dataset: Dataset) -> Result<Federation, ScenarioError> {
+        let invalid = |problem: String| ScenarioError::Invalid { path: self.path.clone(), problem };
         let mut shares = partition::partition(&self.partition, &self.population, self.job.seed, &dataset)?;
         shares.sort_by(|a, b| a.name.cmp(&b.name));
         let (clients, least) = (shares.len(), self.job.cohort.minimum);

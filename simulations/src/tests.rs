@@ -13,7 +13,7 @@ use tributary_common::model;
 use tributary_common::record::{Metrics, Participation, Reason, RunEvent, RunState};
 use tributary_server::round::ImposedSets;
 
-use crate::engine::{Finished, Observation, Settings, SimulationError, simulate};
+use crate::engine::{Finished, Observation, Settings, SimulationError, Transport, simulate};
 use crate::scenario::{Overrides, Scenario};
 use crate::workers::MakeTrainer;
 
@@ -62,7 +62,7 @@ fn torch() -> MakeTrainer {
 }
 
 fn settings(workers: usize, trainer: MakeTrainer) -> Settings {
-    Settings { workers, trainer, initial: None, imposed: None }
+    Settings { workers, trainer, initial: None, imposed: None, transport: Transport::Memory }
 }
 
 fn run_with(scenario: &Scenario, settings: Settings) -> Result<Finished, SimulationError> {
@@ -129,6 +129,35 @@ fn libtorch_gives_the_same_bits_on_any_number_of_workers() {
     };
     assert_eq!(surplus(&one), 2 * 3, "nine are invited, six waited for");
     assert_same(&one, &run(&scenario, 3, torch()));
+}
+
+#[test]
+fn the_wire_changes_nothing_but_the_digests_in_the_records() {
+    // 199,210 parameters are one chunk, 1,199,882 are several.
+    let several = ["model.architecture=mlp", "model.hidden=[1024, 384]", "rounds=2"];
+    let sites = ["evaluation.every_rounds=2", "cohort.over_selection=1.5", "policy.minimum_cell=5"];
+    for set in [&[][..], &several, &sites] {
+        let scenario = scenario(set);
+        let memory = run(&scenario, 2, arithmetic());
+        assert!(
+            memory
+                .rounds
+                .iter()
+                .flat_map(|round| round.cohort.values())
+                .all(|part| { !matches!(part, Participation::Accepted { digest: Some(_), .. }) })
+        );
+        for workers in [1, 3] {
+            let settings = Settings { transport: Transport::Wire, ..settings(workers, arithmetic()) };
+            let mut wire = run_with(&scenario, settings).unwrap();
+            let parts = wire.rounds.iter_mut().flat_map(|round| round.cohort.values_mut());
+            for part in parts {
+                if let Participation::Accepted { digest, .. } = part {
+                    assert!(digest.take().is_some(), "what crossed the wire has its digest");
+                }
+            }
+            assert_same(&memory, &wire);
+        }
+    }
 }
 
 #[test]

@@ -12,7 +12,7 @@ use tonic::Code;
 use tributary_common::ids::{NodeName, RunId};
 use tributary_common::job::Job;
 use tributary_common::record::one_line;
-use tributary_common::time::Clock;
+use tributary_common::time::{Clock, Time};
 use tributary_proto::coordinator as wire;
 use tributary_proto::coordinator::coordinator_message::Message as FromCoordinator;
 use tributary_proto::coordinator::node_message::Message as FromNode;
@@ -230,7 +230,7 @@ async fn one_stream(
                     None | Some(FromCoordinator::Heartbeat(_)) => {} // None: of a later version
                     Some(FromCoordinator::Goodbye(goodbye)) => return farewell(&goodbye),
                     Some(message) => {
-                        let input = match read(message) {
+                        let input = match read(message, Clock.now()) {
                             Ok(input) => input,
                             Err(error) => return End::Broken(format!("the coordinator's message is not valid: {error}")),
                         };
@@ -296,8 +296,11 @@ fn farewell(goodbye: &wire::Goodbye) -> End {
     if goodbye.r#final { End::Final(reason) } else { End::Broken(reason) }
 }
 
-/// A message as the machine takes it.
-fn read(message: FromCoordinator) -> Result<Input, WireError> {
+/// A message as the machine takes it; a deadline counts from `now`.
+///
+/// # Errors
+/// A field that breaks the protocol, or a message that is not for the machine.
+pub fn read(message: FromCoordinator, now: Time) -> Result<Input, WireError> {
     let attempt = |run, round, attempt| {
         if round == 0 || attempt == 0 {
             return Err(WireError::new("round", "rounds and attempts count from 1"));
@@ -310,7 +313,7 @@ fn read(message: FromCoordinator) -> Result<Input, WireError> {
             at: attempt(invite.run, invite.round, invite.attempt)?,
             job: job(&invite.job_toml),
             model: tributary_proto::digest("model", &invite.model)?,
-            deadline: Clock.now() + invite.deadline_milliseconds,
+            deadline: now + invite.deadline_milliseconds,
         },
         FromCoordinator::Dismiss(dismiss) => Input::Dismissed {
             at: attempt(dismiss.run, dismiss.round, dismiss.attempt)?,

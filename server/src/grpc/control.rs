@@ -240,8 +240,8 @@ fn message(what: ToPeer) -> CoordinatorMessage {
     CoordinatorMessage { message: Some(what) }
 }
 
-/// A message in its wire form; a deadline becomes the time left.
-fn to_wire(message: ToNode, now: Time) -> ToPeer {
+/// A message in its wire form; a deadline becomes the time left at `now`.
+pub fn to_wire(message: ToNode, now: Time) -> ToPeer {
     match message {
         ToNode::Invite { run, round, attempt, job_toml, model, deadline } => ToPeer::Invite(Invite {
             run: run.0,

@@ -4,6 +4,8 @@ mod control;
 #[cfg(test)]
 mod tests;
 
+pub use control::to_wire;
+
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};

@@ -105,7 +105,7 @@ impl Transfers {
                 "offset {offset} is beyond the model's {total_bytes} bytes"
             )));
         }
-        Ok(ModelChunks { model, at: request.offset })
+        Ok(ModelChunks::new(model, request.offset))
     }
 
     /// Where an upload stands.
@@ -286,6 +286,13 @@ async fn sweep(mut current: watch::Receiver<Option<Current>>, staging: Arc<Stagi
 pub struct ModelChunks {
     model: Parameters,
     at: u64,
+}
+
+impl ModelChunks {
+    /// The chunks of `model` from byte `offset` on; none where that is its end or beyond.
+    pub fn new(model: Parameters, offset: u64) -> Self {
+        Self { model, at: offset }
+    }
 }
 
 impl Iterator for ModelChunks {

@@ -7,10 +7,10 @@ use serde_json::Value;
 
 use super::*;
 
-const DEMO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../jobs/demo.toml");
+pub(crate) const DEMO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../jobs/demo.toml");
 
 /// What the command printed, or its exit code and message.
-fn command(arguments: &[&str]) -> Result<String, (u8, String)> {
+pub(crate) fn command(arguments: &[&str]) -> Result<String, (u8, String)> {
     let cli = Cli::try_parse_from(["tributary-sim"].iter().chain(arguments));
     let cli = cli.map_err(|error| (2, error.to_string()))?;
     let mut out = Vec::new();
@@ -18,7 +18,7 @@ fn command(arguments: &[&str]) -> Result<String, (u8, String)> {
         Ok(()) => Ok(String::from_utf8(out).unwrap()),
         Err(End::Failed(message)) => Err((1, message)),
         Err(End::Unusable(message)) => Err((2, message)),
-        Err(End::Interrupted) => Err((130, String::new())),
+        Err(End::Interrupted(message)) => Err((130, message)),
     }
 }
 
@@ -120,14 +120,14 @@ fn bad_usage_is_one_line_and_exit_code_two() {
     for (arguments, words) in [
         (vec!["run", "nowhere.toml"], "nowhere.toml: cannot be read"),
         (vec!["run", DEMO, "--set", "train.learning_rat=1"], "did you mean `train.learning_rate`?"),
-        (vec!["run", DEMO, "--transport", "wire"], "not available yet"),
+        (vec!["run", DEMO, "--transport", "pigeon"], "--transport"),
         (vec!["run", DEMO, "--out", &path("mine")], "is not a run's folder: nothing was changed"),
         (vec!["run", DEMO, "--replay", &path("gone")], "give a run's folder or its rounds.jsonl"),
         (vec!["run", DEMO, "--initial-model", &path("not-a-model")], "not a .safetensors file"),
         (vec!["run", DEMO, "--workers", "0"], "--workers"),
         (vec!["plan", DEMO, "--set", "population.clients=0"], "clients = 0"),
         (vec!["report", &path("mine"), "--out", &path("r.html")], "is this a run's folder?"),
-        (vec!["sweep"], "unrecognized subcommand"),
+        (vec!["sweep", DEMO], "a sweep varies something"),
     ] {
         let out = path("run");
         let mut arguments = arguments;

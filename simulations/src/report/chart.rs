@@ -29,8 +29,14 @@ pub(crate) fn colour(index: usize) -> String {
     format!("#{red:02x}{green:02x}{blue:02x}")
 }
 
+/// The first curves have the colours that are told apart best, later ones hues that do not repeat.
 fn pick(index: usize) -> RGBColor {
-    COLOURS.get(index % COLOURS.len()).copied().unwrap_or(INK)
+    COLOURS.get(index).copied().unwrap_or_else(|| {
+        // Steps of the golden ratio spread any number of hues evenly.
+        let hue = (index as f64 * 0.618_033_988_75).fract();
+        let (red, green, blue) = HSLColor(hue, 0.7, 0.42).rgb();
+        RGBColor(red, green, blue)
+    })
 }
 
 /// What the vertical axis shows.
@@ -40,6 +46,26 @@ pub(crate) enum Axis {
     Share(&'static str),
     /// Values from 0 up to the largest.
     FromZero(&'static str),
+}
+
+/// What the horizontal axis shows.
+struct Horizontal<'a> {
+    label: &'a str,
+    from: f64,
+    to: f64,
+    /// Positions are decimal logarithms of what their labels say.
+    logarithmic: bool,
+}
+
+impl Horizontal<'_> {
+    /// The label at position `x`.
+    fn text(&self, x: f64) -> String {
+        let value = if self.logarithmic { 10f64.powf(x) } else { x };
+        // Three significant digits, without the zeros that say nothing.
+        let digits = (2.0 - value.abs().max(1e-9).log10().floor()).clamp(0.0, 9.0) as usize;
+        let text = format!("{value:.digits$}");
+        if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
+    }
 }
 
 /// One curve: (round, value) in increasing rounds.
@@ -62,18 +88,36 @@ pub(crate) fn curves(axis: Axis, curves: &[Curve]) -> Option<String> {
     if curves.iter().all(Vec::is_empty) {
         return None;
     }
+    let last = curves.iter().flatten().map(|(round, _)| *round).fold(1.0, f64::max);
     // Drawing into a string does not fail; a picture less would be the lesser evil if it did.
-    draw(axis, &curves).ok()
+    draw(axis, &Horizontal { label: "round", from: 0.0, to: last, logarithmic: false }, &curves).ok()
 }
 
-fn draw(axis: Axis, curves: &[Curve]) -> Result<String, Box<dyn Error>> {
+/// Draws values against a setting called `key`, on a logarithmic axis where its values differ by a factor of ten or
+/// more; `None` where there are not two values of the setting.
+pub(crate) fn against(axis: Axis, key: &str, curve: &Curve) -> Option<String> {
+    let mut points: Curve = curve.iter().copied().filter(|(x, y)| x.is_finite() && y.is_finite()).collect();
+    points.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let ends = |points: &Curve| Some((points.first()?.0, points.last()?.0));
+    let (least, most) = ends(&points)?;
+    let logarithmic = least > 0.0 && most / least >= 10.0;
+    if logarithmic {
+        points.iter_mut().for_each(|(x, _)| *x = x.log10());
+    }
+    let (from, to) = ends(&points).filter(|(from, to)| from < to)?;
+    let room = (to - from) * 0.03;
+    let horizontal = Horizontal { label: key, from: from - room, to: to + room, logarithmic };
+    draw(axis, &horizontal, &[points]).ok()
+}
+
+fn draw(axis: Axis, horizontal: &Horizontal<'_>, curves: &[Curve]) -> Result<String, Box<dyn Error>> {
     let points = || curves.iter().flatten();
-    let last = points().map(|(round, _)| *round).fold(1.0, f64::max);
     let (label, top) = match axis {
         Axis::Share(label) => (label, 1.0),
         Axis::FromZero(label) => (label, points().map(|(_, value)| *value).fold(0.0, f64::max) * 1.05),
     };
     let top = if top > 0.0 { top } else { 1.0 };
+    let whole = horizontal.label == "round";
     let mut svg = String::new();
     {
         let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
@@ -81,7 +125,7 @@ fn draw(axis: Axis, curves: &[Curve]) -> Result<String, Box<dyn Error>> {
             .margin(10)
             .x_label_area_size(38)
             .y_label_area_size(58)
-            .build_cartesian_2d(0.0..last, 0.0..top)?;
+            .build_cartesian_2d(horizontal.from..horizontal.to, 0.0..top)?;
         let text = ("sans-serif", 13).into_font().color(&INK);
         chart
             .configure_mesh()
@@ -90,9 +134,9 @@ fn draw(axis: Axis, curves: &[Curve]) -> Result<String, Box<dyn Error>> {
             .axis_style(INK)
             .label_style(text.clone())
             .axis_desc_style(text)
-            .x_desc("round")
-            .x_label_formatter(&|round| format!("{round:.0}"))
-            .x_labels(last.min(10.0) as usize + 1)
+            .x_desc(horizontal.label)
+            .x_label_formatter(&|x| horizontal.text(*x))
+            .x_labels(if whole { horizontal.to.min(10.0) as usize + 1 } else { 8 })
             .y_desc(label)
             .draw()?;
         for (index, curve) in curves.iter().enumerate() {
@@ -104,7 +148,8 @@ fn draw(axis: Axis, curves: &[Curve]) -> Result<String, Box<dyn Error>> {
         }
         area.present()?;
     }
-    let named = format!("<svg role=\"img\" aria-label=\"{label} by round\" ");
+    let by: String = horizontal.label.chars().filter(|c| !"<>&\"".contains(*c)).collect();
+    let named = format!("<svg role=\"img\" aria-label=\"{label} by {by}\" ");
     Ok(svg.replace(INK_TEXT, "currentColor").replacen("<svg ", &named, 1))
 }
 

@@ -3,6 +3,8 @@
 mod chart;
 mod folder;
 mod page;
+mod sweep;
 
 pub use folder::{FolderError, Loaded, Row, RunFolder, Target, load};
 pub use page::{Machine, RunReport, compare, render};
+pub use sweep::sweep;

@@ -53,14 +53,14 @@ pub struct RunReport<'a> {
     pub machine: &'a Machine,
 }
 
-struct Picture {
-    svg: String,
-    caption: &'static str,
+pub(super) struct Picture {
+    pub(super) svg: String,
+    pub(super) caption: &'static str,
 }
 
-struct LegendEntry {
-    colour: String,
-    name: String,
+pub(super) struct LegendEntry {
+    pub(super) colour: String,
+    pub(super) name: String,
 }
 
 struct Confusion {
@@ -163,7 +163,7 @@ fn figure(value: Option<f64>) -> String {
     value.map_or_else(|| "–".to_owned(), |value| format!("{value:.4}"))
 }
 
-fn pictures(accuracy: &[Curve], loss: &[Curve]) -> Vec<Picture> {
+pub(super) fn pictures(accuracy: &[Curve], loss: &[Curve]) -> Vec<Picture> {
     let accuracy = chart::curves(Axis::Share("accuracy (share correct)"), accuracy);
     let loss = chart::curves(Axis::FromZero("mean loss (nats)"), loss);
     let captions =
@@ -171,7 +171,7 @@ fn pictures(accuracy: &[Curve], loss: &[Curve]) -> Vec<Picture> {
     captions.into_iter().filter_map(|(svg, caption)| Some(Picture { svg: svg?, caption })).collect()
 }
 
-fn legend(names: impl IntoIterator<Item = String>) -> Vec<LegendEntry> {
+pub(super) fn legend(names: impl IntoIterator<Item = String>) -> Vec<LegendEntry> {
     let entry = |(index, name)| LegendEntry { colour: chart::colour(index), name };
     names.into_iter().enumerate().map(entry).collect()
 }
