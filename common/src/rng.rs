@@ -22,6 +22,12 @@ pub enum Purpose {
     Synthetic,
     /// Dropout layers in local training.
     Dropout,
+    /// How fast a simulated client and its connection are; `round` holds which of its figures is drawn.
+    Devices,
+    /// When a simulated client is online; `round` holds how often it has come and gone.
+    Availability,
+    /// What goes wrong at a simulated client in a round.
+    Faults,
 }
 
 impl Purpose {
@@ -34,6 +40,9 @@ impl Purpose {
             Purpose::Partition => "partition",
             Purpose::Synthetic => "synthetic",
             Purpose::Dropout => "dropout",
+            Purpose::Devices => "devices",
+            Purpose::Availability => "availability",
+            Purpose::Faults => "faults",
         }
     }
 }

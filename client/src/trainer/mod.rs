@@ -118,6 +118,10 @@ pub trait Trainer: Send {
     fn evaluate(&mut self, job: &Job, model: &[f32], shard: &Shard) -> Result<Metrics, TrainError>;
 }
 
+/// Examples per forward pass of an evaluation: bounds its memory. Loss sums are added batch by batch, so an
+/// evaluation in parts of one batch each, added in order, has the bits of the whole.
+pub const EVALUATION_BATCH: usize = 500;
+
 /// Most classes for which an evaluation counts confusions.
 pub const CONFUSION_CLASSES: usize = 100;
 

@@ -2,7 +2,9 @@
 
 mod chart;
 mod folder;
+mod history;
 mod page;
 
-pub use folder::{FolderError, Loaded, Row, RunFolder, Target, load};
+pub use folder::{FolderError, Loaded, Row, RunFolder, RunWriter, Target, load};
+pub use history::{History, Point};
 pub use page::{Machine, RunReport, compare, render};

@@ -21,11 +21,8 @@ use self::network::Network;
 use self::parameters::Parameters;
 use self::sgd::Sgd;
 use super::batches::Batches;
-use super::{ClientUpdate, Task, TrainError, Trainer, check, count, no_confusion};
+use super::{ClientUpdate, EVALUATION_BATCH, Task, TrainError, Trainer, check, count, no_confusion};
 use crate::shard::Shard;
-
-/// Examples per forward pass of an evaluation: bounds its memory.
-const EVALUATION_BATCH: usize = 500;
 
 impl From<TchError> for TrainError {
     fn from(error: TchError) -> Self {
