@@ -1,9 +1,9 @@
-//! The built-in architectures as lists of layers over the tensors of a layout.
+//! A described network as a list of libtorch operations over the tensors of a layout.
 
 use tch::{TchError, Tensor};
 
 use tributary_common::job::Model;
-use tributary_common::model::{Architecture, GROUP_NORM_GROUPS, Layout};
+use tributary_common::model::{self, Layout};
 
 /// GroupNorm's ε, PyTorch's default.
 const GROUP_NORM_EPSILON: f64 = 1e-5;
@@ -19,19 +19,23 @@ pub(super) enum Layer {
     Linear { weight: usize, bias: usize },
     /// Two-dimensional convolution with the same stride and zero padding on both axes.
     Convolution { weight: usize, bias: usize, stride: i64, padding: i64 },
-    /// Normalisation over [`GROUP_NORM_GROUPS`] groups of channels.
-    GroupNorm { weight: usize, bias: usize },
+    /// Normalisation over groups of channels.
+    GroupNorm { weight: usize, bias: usize, groups: i64 },
     /// `max(x, 0)`.
     Relu,
+    /// Hyperbolic tangent.
+    Tanh,
     /// Maximum over square windows.
     MaxPool { size: i64, stride: i64 },
+    /// Mean over square windows.
+    AveragePool { size: i64, stride: i64 },
     /// `[n, c, h, w]` to `[n, c]`.
     GlobalAveragePool,
     /// `body(x) + shortcut(x)`; an empty shortcut is the identity.
     Residual { body: Vec<Layer>, shortcut: Vec<Layer> },
 }
 
-/// One architecture, ready to compute.
+/// One network, ready to compute.
 pub(super) struct Network {
     layers: Vec<Layer>,
 }
@@ -41,81 +45,13 @@ impl Network {
     ///
     /// Pooling comes before ReLU: the two commute exactly, in values and in gradients, and this order is cheaper.
     pub(super) fn new(model: &Model, layout: &Layout) -> Result<Self, TchError> {
-        use Layer::{ChannelsLast, Flatten, GlobalAveragePool, MaxPool, Relu};
-        let named = Named(layout);
-        let layers = match model.architecture {
-            Architecture::Logistic => vec![Flatten, named.linear("linear")?],
-            Architecture::Mlp | Architecture::TwoNn => {
-                let mut layers = vec![Flatten];
-                for number in 1..=layout.tensors().len() / 2 {
-                    if number > 1 {
-                        layers.push(Relu);
-                    }
-                    layers.push(named.linear(&format!("linear{number}"))?);
-                }
-                layers
-            }
-            Architecture::SmallCnn => vec![
-                named.convolution("conv1", 2, 2)?,
-                ChannelsLast,
-                MaxPool { size: 2, stride: 1 },
-                Relu,
-                named.convolution("conv2", 2, 0)?,
-                MaxPool { size: 2, stride: 1 },
-                Relu,
-                Flatten,
-                named.linear("linear1")?,
-                Relu,
-                named.linear("linear2")?,
-            ],
-            Architecture::McmahanCnn => vec![
-                named.convolution("conv1", 1, 2)?,
-                MaxPool { size: 2, stride: 2 },
-                Relu,
-                named.convolution("conv2", 1, 2)?,
-                MaxPool { size: 2, stride: 2 },
-                Relu,
-                Flatten,
-                named.linear("linear1")?,
-                Relu,
-                named.linear("linear2")?,
-            ],
-            Architecture::Lenet => vec![
-                named.convolution("conv1", 1, 2)?,
-                MaxPool { size: 2, stride: 2 },
-                Relu,
-                named.convolution("conv2", 1, 0)?,
-                MaxPool { size: 2, stride: 2 },
-                Relu,
-                Flatten,
-                named.linear("linear1")?,
-                Relu,
-                named.linear("linear2")?,
-                Relu,
-                named.linear("linear3")?,
-            ],
-            Architecture::Resnet8Gn => {
-                let mut layers = vec![named.convolution("stem", 1, 1)?, named.group_norm("stem_norm")?, Relu];
-                for (stage, stride) in [(1, 1), (2, 2), (3, 2)] {
-                    let name = |part: &str| format!("stage{stage}.{part}");
-                    let body = vec![
-                        named.convolution(&name("conv1"), stride, 1)?,
-                        named.group_norm(&name("norm1"))?,
-                        Relu,
-                        named.convolution(&name("conv2"), 1, 1)?,
-                        named.group_norm(&name("norm2"))?,
-                    ];
-                    // The first stage keeps size and channels, so its shortcut is the identity.
-                    let shortcut = match stride {
-                        1 => Vec::new(),
-                        _ => vec![named.convolution(&name("shortcut"), stride, 0)?],
-                    };
-                    layers.extend([Layer::Residual { body, shortcut }, Relu]);
-                }
-                layers.extend([GlobalAveragePool, named.linear("linear")?]);
-                layers
-            }
-        };
+        let described = model.network().map_err(|error| TchError::Torch(error.to_string()))?;
+        let mut layers = Named(layout).layers(described.layers())?;
+        // Windows that overlap are pooled faster in this order of memory; later layers keep it.
+        let overlapping = |layer: &Layer| matches!(layer, Layer::MaxPool { size, stride } if stride < size);
+        if let Some(first) = layers.iter().position(overlapping) {
+            layers.insert(first, Layer::ChannelsLast);
+        }
         Ok(Self { layers })
     }
 
@@ -147,16 +83,16 @@ impl Layer {
             Layer::Convolution { weight, bias, stride, padding } => {
                 input.f_conv2d(of(weight)?, Some(of(bias)?), [stride, stride], [padding, padding], [1, 1], 1)
             }
-            Layer::GroupNorm { weight, bias } => input.f_group_norm(
-                GROUP_NORM_GROUPS as i64,
-                Some(of(weight)?),
-                Some(of(bias)?),
-                GROUP_NORM_EPSILON,
-                false,
-            ),
+            Layer::GroupNorm { weight, bias, groups } => {
+                input.f_group_norm(groups, Some(of(weight)?), Some(of(bias)?), GROUP_NORM_EPSILON, false)
+            }
             Layer::Relu => input.f_relu(),
+            Layer::Tanh => input.f_tanh(),
             Layer::MaxPool { size, stride } => {
                 input.f_max_pool2d([size, size], [stride, stride], [0, 0], [1, 1], false)
+            }
+            Layer::AveragePool { size, stride } => {
+                input.f_avg_pool2d([size, size], [stride, stride], [0, 0], false, true, None)
             }
             Layer::GlobalAveragePool => input.f_mean_dim([2i64, 3].as_slice(), false, None),
             Layer::Residual { ref body, ref shortcut } => {
@@ -167,7 +103,7 @@ impl Layer {
     }
 }
 
-/// Layers by the names of their tensors.
+/// A layout to find the tensors of described layers in.
 struct Named<'a>(&'a Layout);
 
 impl Named<'_> {
@@ -177,17 +113,50 @@ impl Named<'_> {
         found.map_err(|_| TchError::TensorNameNotFound(name, "the architecture's layout".into()))
     }
 
-    fn linear(&self, name: &str) -> Result<Layer, TchError> {
-        Ok(Layer::Linear { weight: self.position(name, "weight")?, bias: self.position(name, "bias")? })
+    fn layers(&self, described: &[model::Layer]) -> Result<Vec<Layer>, TchError> {
+        let mut layers: Vec<Layer> =
+            described.iter().map(|layer| self.layer(layer)).collect::<Result<_, _>>()?;
+        for index in 1..layers.len() {
+            if let Some(pair @ [Layer::Relu, Layer::MaxPool { .. }]) = layers.get_mut(index - 1..=index) {
+                pair.swap(0, 1);
+            }
+        }
+        Ok(layers)
     }
 
-    fn convolution(&self, name: &str, stride: i64, padding: i64) -> Result<Layer, TchError> {
-        let (weight, bias) = (self.position(name, "weight")?, self.position(name, "bias")?);
-        Ok(Layer::Convolution { weight, bias, stride, padding })
-    }
-
-    fn group_norm(&self, name: &str) -> Result<Layer, TchError> {
-        Ok(Layer::GroupNorm { weight: self.position(name, "weight")?, bias: self.position(name, "bias")? })
+    fn layer(&self, described: &model::Layer) -> Result<Layer, TchError> {
+        let tensors =
+            |name: &str| Ok::<_, TchError>((self.position(name, "weight")?, self.position(name, "bias")?));
+        Ok(match described {
+            model::Layer::Flatten => Layer::Flatten,
+            model::Layer::Linear { name, .. } => {
+                let (weight, bias) = tensors(name)?;
+                Layer::Linear { weight, bias }
+            }
+            model::Layer::Convolution { name, stride, padding, .. } => {
+                let (weight, bias) = tensors(name)?;
+                Layer::Convolution { weight, bias, stride: *stride as i64, padding: *padding as i64 }
+            }
+            model::Layer::GroupNorm { name, groups, .. } => {
+                let (weight, bias) = tensors(name)?;
+                Layer::GroupNorm { weight, bias, groups: *groups as i64 }
+            }
+            model::Layer::Relu => Layer::Relu,
+            model::Layer::Tanh => Layer::Tanh,
+            model::Layer::MaxPool { size, stride } => {
+                Layer::MaxPool { size: *size as i64, stride: *stride as i64 }
+            }
+            model::Layer::AveragePool { size, stride } => {
+                Layer::AveragePool { size: *size as i64, stride: *stride as i64 }
+            }
+            model::Layer::GlobalAveragePool => Layer::GlobalAveragePool,
+            model::Layer::Dropout { .. } => {
+                return Err(TchError::Torch("dropout layers are not available yet".into()));
+            }
+            model::Layer::Residual { body, shortcut } => {
+                Layer::Residual { body: self.layers(body)?, shortcut: self.layers(shortcut)? }
+            }
+        })
     }
 }
 

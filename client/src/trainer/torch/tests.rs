@@ -23,7 +23,7 @@ fn every_network_uses_each_tensor_of_its_layout_once() {
             match layer {
                 Layer::Linear { weight, bias }
                 | Layer::Convolution { weight, bias, .. }
-                | Layer::GroupNorm { weight, bias } => into.extend([*weight, *bias]),
+                | Layer::GroupNorm { weight, bias, .. } => into.extend([*weight, *bias]),
                 Layer::Residual { body, shortcut } => {
                     collect(body, into);
                     collect(shortcut, into);
