@@ -57,6 +57,11 @@ impl Scheme {
             Scheme::FeatureShift => "feature-shift",
         }
     }
+
+    /// Whether it goes with [`Population::samples_per_client`].
+    fn deals(self) -> bool {
+        matches!(self, Scheme::Iid | Scheme::Dirichlet | Scheme::FeatureShift)
+    }
 }
 
 /// The `[partition]` table.
@@ -243,12 +248,10 @@ impl PartitionConfig {
             _ => {}
         }
         match population.samples_per_client {
-            Some(_) if !matches!(scheme, Scheme::Iid | Scheme::Dirichlet | Scheme::FeatureShift) => {
-                invalid(format!(
-                    "[population] samples_per_client belongs to schemes iid, dirichlet and feature-shift, not {}",
-                    scheme.name()
-                ))
-            }
+            Some(_) if !scheme.deals() => invalid(format!(
+                "[population] samples_per_client belongs to schemes iid, dirichlet and feature-shift, not {}",
+                scheme.name()
+            )),
             Some(samples) if !(1..=SAMPLES_PER_CLIENT).contains(&samples) => invalid(format!(
                 "[population] samples_per_client = {samples}: 1 to {SAMPLES_PER_CLIENT} are possible"
             )),
@@ -310,7 +313,8 @@ pub fn partition(
     };
     let samples = population.samples_per_client.map(|samples| samples as usize);
     if labels.is_empty() || (samples.is_none() && labels.len() < clients) {
-        return Err(too_few("clients", clients, ", or give samples_per_client"));
+        let hint = if config.scheme.deals() { ", or give samples_per_client" } else { "" };
+        return Err(too_few("clients", clients, hint));
     }
     let parts = match (config.scheme, samples) {
         (Scheme::Shards, _) => {
