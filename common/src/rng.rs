@@ -22,6 +22,10 @@ pub enum Purpose {
     Synthetic,
     /// Dropout layers in local training.
     Dropout,
+    /// The noise that a client of a `feature-shift` partition sees; `round` holds the example's position.
+    FeatureNoise,
+    /// The generated data set of several users.
+    SyntheticFederated,
 }
 
 impl Purpose {
@@ -34,6 +38,8 @@ impl Purpose {
             Purpose::Partition => "partition",
             Purpose::Synthetic => "synthetic",
             Purpose::Dropout => "dropout",
+            Purpose::FeatureNoise => "feature-noise",
+            Purpose::SyntheticFederated => "synthetic-federated",
         }
     }
 }

@@ -15,7 +15,7 @@ use tributary_client::data::Split;
 use tributary_client::machine::{
     Attempt, Effect, ExampleCounts, Failure, Input, Kept, NodeMachine, Profile, Role, RoundKey, Trained,
 };
-use tributary_client::partition::Share;
+use tributary_client::partition::{Share, Shift};
 use tributary_client::shard::Shard;
 use tributary_client::trainer::{ClientUpdate, Task};
 use tributary_common::ids::{NodeName, RunId};
@@ -122,6 +122,8 @@ struct Buffers {
 struct Client {
     train: Arc<[u32]>,
     test: Arc<[u32]>,
+    /// How it sees its training examples.
+    shift: Option<Arc<Shift>>,
     role: Role,
 }
 
@@ -214,13 +216,16 @@ impl Population {
             drain_seconds: 0,
         };
         let (trainer, evaluator) = (Arc::new(profile(Role::Trainer)), Arc::new(profile(Role::Evaluator)));
-        let client =
-            |share: Share| (share.name, Client { train: share.train, test: share.test, role: Role::Trainer });
+        let client = |share: Share| {
+            let Share { name, train, test, shift } = share;
+            (name, Client { train, test, shift, role: Role::Trainer })
+        };
         let mut clients: BTreeMap<NodeName, Client> = shares.into_iter().map(client).collect();
         let buffers = Buffers { train: dataset.train, test: dataset.test };
         let held_out = Shard::whole(buffers.test.clone());
         if !held_out.is_empty() {
-            let client = Client { train: [].into(), test: held_out.indices, role: Role::Evaluator };
+            let client =
+                Client { train: [].into(), test: held_out.indices, shift: None, role: Role::Evaluator };
             clients.insert(evaluators_name(&clients), client);
         }
         Self { clients, buffers, trainer, evaluator }
@@ -228,9 +233,12 @@ impl Population {
 
     fn shard(&self, name: &NodeName, test: bool) -> Option<Shard> {
         let client = self.clients.get(name)?;
-        let (examples, indices) =
-            if test { (&self.buffers.test, &client.test) } else { (&self.buffers.train, &client.train) };
-        Some(Shard { examples: examples.clone(), indices: indices.clone() })
+        let (examples, indices, shift) = if test {
+            (&self.buffers.test, &client.test, &None)
+        } else {
+            (&self.buffers.train, &client.train, &client.shift)
+        };
+        Some(Shard { examples: examples.clone(), indices: indices.clone(), shift: shift.clone() })
     }
 
     fn machine(&self, name: &NodeName) -> Option<NodeMachine> {

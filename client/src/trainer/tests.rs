@@ -97,7 +97,7 @@ fn what_does_not_fit_is_refused_in_words() {
     let with = |change: &dyn Fn(&mut Split)| {
         let mut examples = Split::clone(&good.examples);
         change(&mut examples);
-        Shard { examples: Arc::new(examples), indices: good.indices.clone() }
+        Shard { examples: Arc::new(examples), ..good.clone() }
     };
     for mut trainer in trainers() {
         let mut refusal = |task: &Task, shard: &Shard| {
