@@ -20,7 +20,7 @@ use crate::follow::{Follower, Format};
 use crate::plan::Plan;
 use crate::population::Spread;
 use crate::replay;
-use crate::report::{self, History, Machine, RunFolder, RunReport, Target};
+use crate::report::{self, Crossing, History, Machine, RunFolder, RunReport, Target};
 use crate::scenario::{Overrides, Scenario, ScenarioError};
 use crate::workers::MakeTrainer;
 
@@ -133,6 +133,9 @@ struct RunArguments {
     /// Start from this .safetensors model.
     #[arg(long, value_name = "FILE")]
     initial_model: Option<PathBuf>,
+    /// Tell when this accuracy, such as 0.97, was first reached.
+    #[arg(long, value_name = "SHARE", value_parser = accuracy)]
+    target_accuracy: Option<f64>,
     /// How to print progress.
     #[arg(long, value_enum, default_value_t)]
     format: Format,
@@ -244,6 +247,7 @@ fn run(arguments: &RunArguments, out: &mut dyn Write) -> Result<(), End> {
     let workers = arguments.workers.map_or_else(cores, std::num::NonZeroUsize::get);
     let (trainer, trainer_name) = trainer(arguments.trainer);
     let mut follower = Follower::new(arguments.format, scenario.job.rounds, out);
+    follower.watch_for(arguments.target_accuracy);
     if arguments.format == Format::Human {
         follower.print(&opening(&scenario, &layout, &spread, workers));
     }
@@ -285,6 +289,7 @@ fn run(arguments: &RunArguments, out: &mut dyn Write) -> Result<(), End> {
         scenario_toml: &scenario_toml,
         warning,
         rows: &rows,
+        crossing: arguments.target_accuracy.map(|accuracy| Crossing::of(&rows, accuracy)),
         history: &history,
         spread: &spread,
         digest: digest.to_string(),
@@ -311,6 +316,12 @@ fn run(arguments: &RunArguments, out: &mut dyn Write) -> Result<(), End> {
         _ if interrupted => Err(End::Interrupted),
         _ => Err(failed(format!("the run was stopped {reached}, {why_stopped}"))),
     }
+}
+
+/// Reads an accuracy, above 0 to 1.
+fn accuracy(text: &str) -> Result<f64, String> {
+    let accuracy = text.parse::<f64>().ok().filter(|accuracy| *accuracy > 0.0 && *accuracy <= 1.0);
+    accuracy.ok_or_else(|| "an accuracy is a share above 0 and at most 1, such as 0.97".to_owned())
 }
 
 fn opening(scenario: &Scenario, layout: &Layout, spread: &Spread, workers: usize) -> String {

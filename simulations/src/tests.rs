@@ -16,6 +16,7 @@ use tributary_common::record::{
 use tributary_server::round::ImposedSets;
 
 use crate::engine::{Finished, HELD_UPDATES_BYTES, Observation, Settings, SimulationError, simulate};
+use crate::plan::Plan;
 use crate::scenario::{Overrides, Scenario};
 use crate::workers::MakeTrainer;
 
@@ -390,6 +391,9 @@ fn every_file_in_jobs_is_understood() {
     let mut kinds = BTreeMap::new();
     for entry in std::fs::read_dir(&folder).unwrap() {
         let path = entry.unwrap().path();
+        if path.is_dir() {
+            continue;
+        }
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
         let text = std::fs::read_to_string(&path).unwrap();
         let is_job = text.lines().any(|line| line == "[model]");
@@ -406,6 +410,72 @@ fn every_file_in_jobs_is_understood() {
     (avg.name, avg.train.algorithm, avg.train.proximal_mu) =
         (prox.name.clone(), prox.train.algorithm, prox.train.proximal_mu);
     assert_eq!(avg, prox, "the two differ in the algorithm alone");
+}
+
+#[test]
+fn every_paper_is_documented_resolves_and_has_a_plan() {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../jobs/papers");
+    let page = std::fs::read_to_string(folder.join("../../docs/papers.md")).unwrap();
+    let base = std::env::var_os("TRIBUTARY_DATA").map(PathBuf::from);
+    let overrides = Overrides { data: base.clone(), ..Overrides::default() };
+    let mut scenarios = BTreeMap::new();
+    for entry in std::fs::read_dir(&folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+        let text = std::fs::read_to_string(&path).unwrap();
+        for part in ["# Source: ", "# Published: ", "# Tolerance: ", "# ours: see docs/papers.md"] {
+            assert!(text.lines().any(|line| line.starts_with(part)), "{name}: {part}");
+        }
+        assert!(page.contains(&format!("jobs/papers/{name}.toml")), "{name} is not in docs/papers.md");
+        match Scenario::read(&path, &overrides) {
+            Ok(scenario) => drop(scenarios.insert(name, scenario)),
+            Err(error) if error.to_string().contains("[faults] is not available yet") => {
+                eprintln!("skipped: {error}");
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert!(scenarios.len() >= 13, "{:?}", scenarios.keys());
+    for (name, scenario) in &scenarios {
+        assert_eq!(&scenario.job.name, name);
+        scenario.to_toml().unwrap();
+        if scenario.data.path.is_some() && base.is_none() {
+            eprintln!("skipped the plan of {name}: TRIBUTARY_DATA is not set");
+            continue;
+        }
+        let plan = Plan::of(scenario, &scenario.federation().unwrap()).unwrap();
+        assert!(plan.steps.minimum > 0 && plan.held_out > 0 && plan.warnings.is_empty(), "{plan}");
+    }
+    let pairs =
+        scenarios.keys().filter_map(|name| name.strip_prefix("fedprox-").or(name.strip_suffix("fedprox")));
+    for rest in pairs.map(str::to_owned) {
+        let find = |algorithm: &str| {
+            let name = format!("{algorithm}-{rest}");
+            scenarios.get(&name).or(scenarios.get(&format!("{rest}{algorithm}"))).unwrap()
+        };
+        let (mut avg, prox) = (find("fedavg").job.clone(), &find("fedprox").job);
+        (avg.name, avg.train.algorithm, avg.train.proximal_mu) =
+            (prox.name.clone(), prox.train.algorithm, prox.train.proximal_mu);
+        assert_eq!(&avg, prox, "the two differ in the algorithm alone");
+    }
+}
+
+#[test]
+fn a_shifted_client_trains_on_what_it_sees() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("scenario.toml");
+    let with = |partition: &str| {
+        let head = SCENARIO.split("[partition]").next().unwrap();
+        std::fs::write(&path, format!("{head}[partition]\n{partition}\n")).unwrap();
+        Scenario::read(&path, &Overrides::default()).unwrap()
+    };
+    let shifted = with("scheme = 'feature-shift'\nnoise = 0.5\nrotation_degrees = 30.0\nintensity = 0.3");
+    let (one, three) = (run(&shifted, 1, torch()), run(&shifted, 3, torch()));
+    assert_same(&one, &three);
+    let plain = run(&with("scheme = 'iid'"), 2, torch());
+    assert_ne!(model::digest(&one.model), model::digest(&plain.model));
+    let examples = |finished: &Told| finished.evaluations[0].held_out.clone().unwrap().examples;
+    assert_eq!(examples(&one), examples(&plain), "the held-out examples are as they are");
 }
 
 #[test]

@@ -145,11 +145,11 @@ fn work_off(
 fn perform(trainer: &mut dyn Trainer, work: &Work, stop: &AtomicBool) -> Outcome {
     match work {
         Work::Train { task, shard } => {
-            Outcome::Trained(trainer.train(task, shard, stop).map_err(|error| error.to_string()))
+            Outcome::Trained(trainer.train(task, &shard.as_seen(), stop).map_err(|error| error.to_string()))
         }
-        Work::Evaluate { job, model, shard } => {
-            Outcome::Evaluated(trainer.evaluate(job, model, shard).map_err(|error| error.to_string()))
-        }
+        Work::Evaluate { job, model, shard } => Outcome::Evaluated(
+            trainer.evaluate(job, model, &shard.as_seen()).map_err(|error| error.to_string()),
+        ),
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use tributary_client::data::Split;
 use tributary_client::machine::{ExampleCounts, Input, NodeMachine, Profile, Role};
-use tributary_client::partition::Share;
+use tributary_client::partition::{Share, Shift};
 use tributary_client::shard::Shard;
 use tributary_common::ids::NodeName;
 use tributary_common::time::Time;
@@ -30,6 +30,8 @@ pub(super) struct Population {
 struct Client {
     train: Arc<[u32]>,
     test: Arc<[u32]>,
+    /// How it sees its training examples.
+    shift: Option<Arc<Shift>>,
     role: Role,
 }
 
@@ -47,13 +49,16 @@ impl Population {
             })
         };
         let (trainer, evaluator) = (profile(Role::Trainer), profile(Role::Evaluator));
-        let client =
-            |share: Share| (share.name, Client { train: share.train, test: share.test, role: Role::Trainer });
+        let client = |share: Share| {
+            let Share { name, train, test, shift } = share;
+            (name, Client { train, test, shift, role: Role::Trainer })
+        };
         let mut clients: Vec<(NodeName, Client)> = shares.into_iter().map(client).collect();
         clients.sort_by(|a, b| a.0.cmp(&b.0));
         let held_out = Shard::whole(dataset.test.clone());
         if !held_out.is_empty() {
-            let client = Client { train: [].into(), test: held_out.indices, role: Role::Evaluator };
+            let client =
+                Client { train: [].into(), test: held_out.indices, shift: None, role: Role::Evaluator };
             let name = evaluators_name(&clients);
             let place = clients.partition_point(|(other, _)| *other < name);
             clients.insert(place, (name, client));
@@ -88,13 +93,17 @@ impl Population {
     /// A node's training examples.
     pub(super) fn to_train_on(&self, index: Index) -> Option<Shard> {
         let client = self.clients.get(index as usize)?;
-        Some(Shard { examples: self.train.clone(), indices: client.train.clone() })
+        Some(Shard {
+            examples: self.train.clone(),
+            indices: client.train.clone(),
+            shift: client.shift.clone(),
+        })
     }
 
     /// A node's test examples, in parts of at most `part`.
     pub(super) fn to_evaluate_on(&self, index: Index, part: usize) -> Vec<Shard> {
         let Some(client) = self.clients.get(index as usize) else { return Vec::new() };
-        let shard = |indices| Shard { examples: self.test.clone(), indices };
+        let shard = |indices| Shard { examples: self.test.clone(), indices, shift: None };
         if client.test.len() <= part {
             return vec![shard(client.test.clone())];
         }

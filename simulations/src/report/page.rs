@@ -8,6 +8,7 @@ use tributary_common::progress::bytes_words;
 use tributary_common::record::{EvaluationRecord, Metrics};
 
 use super::chart::{self, Axis, Curve};
+use super::crossing::Crossing;
 use super::folder::{Loaded, Row};
 use super::history::{History, Point};
 use crate::engine::STEP_MILLISECONDS;
@@ -40,6 +41,8 @@ pub struct RunReport<'a> {
     pub warning: Option<String>,
     /// A row per published round.
     pub rows: &'a [Row],
+    /// When the accuracy that was asked about was reached.
+    pub crossing: Option<Crossing>,
     /// All attempts and evaluations, summed up.
     pub history: &'a History,
     /// How the data are spread.
@@ -93,6 +96,7 @@ struct Heat {
     cell_height: usize,
     texts: Vec<HeatText>,
     cells: Vec<HeatCell>,
+    bars: Vec<HeatBar>,
     caption: String,
 }
 
@@ -108,6 +112,12 @@ struct HeatCell {
     y: usize,
     shade: String,
     title: String,
+}
+
+struct HeatBar {
+    x: usize,
+    y: usize,
+    width: usize,
 }
 
 #[derive(Template)]
@@ -181,8 +191,10 @@ pub fn render(report: &RunReport<'_>) -> Result<String, String> {
     let job = report.job;
     let job_toml = job.to_toml().map_err(|error| error.to_string())?;
     let history = report.history;
-    let of =
-        [("held-out examples", &history.held_out), ("clients' own test examples together", &history.federated)];
+    let of = [
+        ("held-out examples", &history.held_out),
+        ("clients' own test examples together", &history.federated),
+    ];
     let present: Vec<_> = of.into_iter().filter(|(_, points)| !points.is_empty()).collect();
     let curve = |points: &[Point], value: fn(&Point) -> Option<f64>| -> Curve {
         points.iter().filter_map(|point| Some((f64::from(point.round), value(point)?))).collect()
@@ -193,7 +205,7 @@ pub fn render(report: &RunReport<'_>) -> Result<String, String> {
     let last = history.last.as_ref();
     let headline = last.and_then(EvaluationRecord::headline);
     let per_round = report.seconds / report.rows.len().max(1) as f64;
-    let summary = vec![
+    let mut summary = vec![
         ("rounds", format!("{} of {}", report.rows.len(), job.rounds)),
         ("final accuracy", figure(headline.as_ref().and_then(Metrics::accuracy))),
         ("final loss", figure(headline.as_ref().and_then(Metrics::loss))),
@@ -212,6 +224,9 @@ pub fn render(report: &RunReport<'_>) -> Result<String, String> {
         ("wall time", format!("{:.1} s, {per_round:.2} s per round", report.seconds)),
         ("seed", job.seed.to_string()),
     ];
+    if let Some(crossing) = &report.crossing {
+        summary.insert(3, ("target", crossing.to_string()));
+    }
     let spread = report.spread;
     let machine = report.machine;
     ReportPage {
@@ -310,44 +325,50 @@ fn by_client(record: &EvaluationRecord) -> Vec<ClientRow> {
 fn heat(spread: &Spread) -> Heat {
     const LEFT: usize = 150;
     const TOP: usize = 34;
+    const GAP: usize = 10;
+    const BAR: u64 = 140;
     let classes = spread.shown.iter().map(|client| client.counts.len()).max().unwrap_or(0).min(SHOWN);
     let cell_width = (560 / classes.max(1)).clamp(5, 48);
     let cell_height = if spread.shown.len() > 30 { 9 } else { 18 };
+    let bars = LEFT + classes * cell_width + GAP;
     let mut heat = Heat {
-        width: LEFT + classes * cell_width + 70,
+        width: bars + BAR as usize + 70,
         height: TOP + spread.shown.len() * cell_height + 4,
         cell_width: cell_width - 1,
         cell_height: cell_height - 1,
         caption: format!(
-            "Each client's training examples by label{}. Shade: share of the client's examples; right: their number.",
+            "Training examples of {} by label. Shade: share of the client's examples. Bars: how many it has, beside the \
+             largest client's {}.",
             if spread.clients > spread.shown.len() {
-                format!(", the first {} of {} clients", spread.shown.len(), spread.clients)
+                format!(
+                    "{} of {} clients, evenly spaced from the largest to the smallest",
+                    spread.shown.len(),
+                    spread.clients
+                )
             } else {
-                String::new()
-            }
+                "each client".to_owned()
+            },
+            spread.examples.maximum
         ),
         ..Heat::default()
     };
     let mut text = |x, y, anchor, text: String| heat.texts.push(HeatText { x, y, anchor, text });
     text(LEFT - 8, 12, "end", "client".to_owned());
     text(LEFT, 12, "start", "label".to_owned());
-    text(LEFT + classes * cell_width + 8, 12, "start", "examples".to_owned());
+    text(bars, 12, "start", "examples".to_owned());
     let every = 20usize.div_ceil(cell_width);
     for class in (0..classes).step_by(every) {
         text(LEFT + class * cell_width + cell_width / 2, TOP - 6, "middle", class.to_string());
     }
     for (row, client) in spread.shown.iter().enumerate() {
         let y = TOP + row * cell_height;
+        let bar = (BAR * client.examples / spread.examples.maximum.max(1)).clamp(1, BAR) as usize;
         if cell_height > 12 || row % 2 == 0 {
             let name: String = client.client.chars().take(22).collect();
             text(LEFT - 8, y + cell_height - cell_height / 4, "end", name);
-            text(
-                LEFT + classes * cell_width + 8,
-                y + cell_height - cell_height / 4,
-                "start",
-                client.examples.to_string(),
-            );
+            text(bars + bar + 6, y + cell_height - cell_height / 4, "start", client.examples.to_string());
         }
+        heat.bars.push(HeatBar { x: bars, y, width: bar });
         for (class, count) in client.counts.iter().take(classes).enumerate().filter(|(_, count)| **count > 0)
         {
             heat.cells.push(HeatCell {
