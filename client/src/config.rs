@@ -62,6 +62,14 @@ pub struct Share {
     pub shards_per_client: Option<u32>,
     /// As in a scenario's `[partition]`.
     pub alpha: Option<f64>,
+    /// As in a scenario's `[partition]`.
+    pub power: Option<f64>,
+    /// As in a scenario's `[partition]`.
+    pub noise: Option<f64>,
+    /// As in a scenario's `[partition]`.
+    pub rotation_degrees: Option<f64>,
+    /// As in a scenario's `[partition]`.
+    pub intensity: Option<f64>,
     /// As in a scenario's `[partition]`, but needed unless the scheme draws nothing: write the job's seed.
     pub seed: Option<u64>,
     /// As in a scenario's `[population]`.
@@ -109,7 +117,19 @@ const SCHEMA: Schema = Schema {
     tables: &[("data", Some(&data::SCHEMA)), ("share", Some(&SHARE)), ("policy", Some(&POLICY))],
 };
 const SHARE: Schema = Schema {
-    keys: &["scheme", "shards_per_client", "alpha", "seed", "clients", "samples_per_client", "index"],
+    keys: &[
+        "scheme",
+        "shards_per_client",
+        "alpha",
+        "power",
+        "noise",
+        "rotation_degrees",
+        "intensity",
+        "seed",
+        "clients",
+        "samples_per_client",
+        "index",
+    ],
     tables: &[],
 };
 const POLICY: Schema = Schema {
@@ -188,7 +208,8 @@ impl NodeConfig {
         let Dataset { example_shape, classes, train, test, .. } = dataset;
         let (mut train, mut test) = (Shard::whole(train), Shard::whole(test));
         if let Some(parts) = parts {
-            train.indices = parts.train;
+            (train.indices, train.shift) = (parts.train, parts.shift);
+            train = train.as_seen();
             // Only sites have test examples of their own; every other share evaluates on all.
             if !parts.test.is_empty() {
                 test.indices = parts.test;
@@ -218,10 +239,21 @@ impl NodeData {
 
 impl Share {
     fn tables(&self) -> (PartitionConfig, Population) {
-        let Self { scheme, shards_per_client, alpha, seed, clients, samples_per_client, .. } = *self;
+        let Self {
+            scheme, shards_per_client, alpha, power, noise, rotation_degrees, intensity, seed, ..
+        } = *self;
         (
-            PartitionConfig { scheme, shards_per_client, alpha, seed },
-            Population { clients, samples_per_client },
+            PartitionConfig {
+                scheme,
+                shards_per_client,
+                alpha,
+                power,
+                noise,
+                rotation_degrees,
+                intensity,
+                seed,
+            },
+            Population { clients: self.clients, samples_per_client: self.samples_per_client },
         )
     }
 
@@ -290,6 +322,8 @@ minimum_cohort = 1
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
     fn error(text: &str) -> String {
@@ -363,5 +397,28 @@ mod tests {
         seen.sort_unstable();
         assert_eq!(seen, (0..50).collect::<Vec<u32>>());
         assert!(load(5).unwrap_err().to_string().contains("[share] index = 5: there are 5 clients"));
+    }
+
+    #[test]
+    fn a_shifted_share_lies_in_memory_as_the_simulated_client_sees_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("node.toml");
+        let keys = "scheme = 'feature-shift'\nnoise = 0.2\nrotation_degrees = 20.0\nintensity = 0.1";
+        let data = "source = 'synthetic'\nexamples = 50\ntest_examples = 10";
+        let text = format!(
+            "server = 'https://h:1'\n[data]\n{data}\n[share]\n{keys}\nclients = 5\nindex = 3\nseed = 3\n"
+        );
+        std::fs::write(&path, text).unwrap();
+        let node = NodeConfig::load(&path).unwrap().load_data(&path).unwrap();
+        let dataset = data::load(&toml::from_str(data).unwrap(), dir.path()).unwrap();
+        let population = Population { clients: Some(5), samples_per_client: None };
+        let partition = toml::from_str(keys).unwrap();
+        let mut shares = partition::partition(&partition, &population, 3, &dataset).unwrap();
+        let partition::Share { train, shift, .. } = shares.swap_remove(3);
+        let simulated = Shard { examples: dataset.train.clone(), indices: train, shift }.as_seen();
+        assert_eq!((&node.train.examples, &node.train.indices), (&simulated.examples, &simulated.indices));
+        assert_ne!(node.train.as_seen().examples.features, dataset.train.features[..10 * 784]);
+        assert!(Arc::ptr_eq(&node.train.as_seen().examples, &node.train.examples), "it is shifted once");
+        assert_eq!(node.test.examples, dataset.test);
     }
 }

@@ -46,7 +46,7 @@ pub enum Violation {
         most: u64,
     },
     /// An architecture that is not on the list.
-    #[error("architecture {0:?} is not in this node's allowed_architectures")]
+    #[error("architecture `{}` is not in this node's allowed_architectures", .0.name())]
     Architecture(Architecture),
 }
 
@@ -94,5 +94,8 @@ mod tests {
         assert!(check("maximum_local_steps = 4", 21).unwrap_err().contains("6 SGD steps"));
         assert_eq!(check("allowed_architectures = ['2nn', 'logistic']", 5), Ok(()));
         assert!(check("allowed_architectures = []", 5).unwrap_err().contains("allowed_architectures"));
+        assert!(
+            check("allowed_architectures = ['sequential']", 5).unwrap_err().contains("`logistic` is not")
+        );
     }
 }

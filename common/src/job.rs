@@ -5,7 +5,7 @@ use toml::Table;
 
 use crate::document::{self, DocumentError, Schema};
 use crate::limits;
-use crate::model::{Architecture, ArchitectureError, Layout};
+use crate::model::{self, Architecture, ArchitectureError, LayerSpec, Layout, Network};
 
 /// Why a job is refused.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -49,7 +49,7 @@ pub struct Job {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Model {
-    /// A built-in architecture.
+    /// A built-in architecture, or `sequential`.
     pub architecture: Architecture,
     /// Shape of one example: `[features]` or `[channels, height, width]`.
     pub inputs: Vec<usize>,
@@ -58,6 +58,9 @@ pub struct Model {
     /// Widths of the hidden layers, for `mlp` alone.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hidden: Vec<usize>,
+    /// The layers, for `sequential` alone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub layers: Vec<LayerSpec>,
 }
 
 /// The federated algorithm.
@@ -189,7 +192,7 @@ fn default_attempts() -> u32 {
 pub const SCHEMA: Schema = Schema {
     keys: &["name", "seed", "rounds"],
     tables: &[
-        ("model", Some(&Schema { keys: &["architecture", "inputs", "classes", "hidden"], tables: &[] })),
+        ("model", Some(&MODEL)),
         ("train", Some(&TRAIN)),
         ("cohort", Some(&COHORT)),
         ("evaluation", Some(&Schema { keys: &["every_rounds", "federated"], tables: &[] })),
@@ -198,6 +201,8 @@ pub const SCHEMA: Schema = Schema {
         ("compression", None),
     ],
 };
+const MODEL: Schema =
+    Schema { keys: &["architecture", "inputs", "classes", "hidden", "layers"], tables: &[] };
 const TRAIN: Schema = Schema {
     keys: &[
         "algorithm",
@@ -243,6 +248,9 @@ impl Job {
     pub fn from_table(mut table: Table) -> Result<Self, JobError> {
         document::check_keys(&table, &SCHEMA)?;
         refuse_unavailable(&mut table)?;
+        if let Some(layers) = table.get("model").and_then(|model| model.get("layers")) {
+            model::check_layers(layers)?;
+        }
         let mut job: Job = document::read(table)?;
         if job.cohort.minimum == 0 {
             job.cohort.minimum = job.cohort.size;
@@ -258,7 +266,7 @@ impl Job {
 
     /// The layout of the job's model.
     pub fn layout(&self) -> Result<Layout, JobError> {
-        Ok(self.model.architecture.layout(&self.model.inputs, self.model.classes, &self.model.hidden)?)
+        Ok(self.model.network()?.layout())
     }
 
     /// Clients invited to one round: `⌈size · over_selection⌉`.
@@ -293,6 +301,16 @@ impl Job {
         self.layout()?;
         self.train.check()?;
         self.cohort.check(self.invited())
+    }
+}
+
+impl Model {
+    /// The network to train: the layers of the architecture, checked for `inputs` and `classes`.
+    ///
+    /// # Errors
+    /// An [`ArchitectureError`]: the first layer, or setting, that does not fit.
+    pub fn network(&self) -> Result<Network, ArchitectureError> {
+        self.architecture.network(&self.inputs, self.classes, &self.hidden, &self.layers)
     }
 }
 
@@ -480,6 +498,13 @@ mod tests {
         let prox =
             with(&["train.algorithm=fedprox", "train.proximal_mu=0.1", "train.schedule=cosine"]).unwrap();
         assert_eq!(Job::parse(&prox.to_toml().unwrap()).unwrap(), prox);
+        let layers =
+            "model.layers=[{ linear = 5 }, 'relu', { residual = { body = ['tanh'] } }, { linear = 2 }]";
+        let own = with(&["model.architecture=sequential", layers]).unwrap();
+        assert_eq!(Job::parse(&own.to_toml().unwrap()).unwrap(), own);
+        assert_eq!(own.layout().unwrap().parameters(), 70 + 12);
+        let tables_alone = with(&["model.architecture=sequential", "model.layers=[{ linear = 2 }]"]).unwrap();
+        assert_eq!(Job::parse(&tables_alone.to_toml().unwrap()).unwrap(), tables_alone);
     }
 
     #[test]
@@ -508,6 +533,14 @@ mod tests {
             (&["cohort.deadline_seconds=0"], "deadline_seconds"),
             (&["cohort.attempts=0"], "attempts"),
             (&["model.classes=1"], "classes = 1"),
+            (&["model.layers=['relu']"], "`logistic` has no such setting; only `sequential` does"),
+            (&["model.architecture=sequential"], "`sequential` needs at least one layer"),
+            (
+                &["model.architecture=sequential", "model.layers=['relu', { linear = 3 }]"],
+                "layer 2 (linear): yields [3], but the last layer must yield [2]",
+            ),
+            (&["model.architecture=sequential", "model.layers=['rlu']"], "layer 1: unknown layer"),
+            (&["model.architecture=sequential", "model.hidden=[3]"], "only `mlp` does"),
             (&["train.sampling_rate=0.1"], "not available yet"),
             (&["privacy.unit=example"], "[privacy] is not available yet"),
             (&["privacy.unit=none", "privacy.noise_multiplier=1.0"], "[privacy] is not available yet"),

@@ -14,6 +14,18 @@ pub const COHORT_MEMBERS: u32 = 100_000;
 pub const MODEL_PARAMETERS: u64 = 1 << 36;
 /// Most named tensors of one model.
 pub const MODEL_TENSORS: usize = 4096;
+/// Most values that a layer may make of one example: 2^36.
+pub const EXAMPLE_VALUES: usize = 1 << 36;
+/// Most features or channels that a layer of a job may yield.
+pub const LAYER_WIDTH: usize = 1 << 20;
+/// Largest side, stride or padding of a window (convolution or pooling).
+pub const WINDOW_SIZE: usize = 65_536;
+/// Most layers in one list of a job: their numbers have two digits, so that their names sort.
+pub const LIST_LAYERS: usize = 99;
+/// Most layers of a job's network in all, residual branches included.
+pub const LAYERS: usize = 1000;
+/// How deep residual layers may stand within each other.
+pub const RESIDUAL_DEPTH: usize = 4;
 /// Payload bytes of one chunk of a model or an update.
 pub const CHUNK_BYTES: usize = 1 << 20;
 /// Largest protobuf message that either side accepts: one chunk, its digest and some framing.

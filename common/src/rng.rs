@@ -22,6 +22,16 @@ pub enum Purpose {
     Synthetic,
     /// Dropout layers in local training.
     Dropout,
+    /// The noise that a client of a `feature-shift` partition sees; `round` holds the example's position.
+    FeatureNoise,
+    /// The generated data set of several users.
+    SyntheticFederated,
+    /// How fast a simulated client and its connection are; `round` holds which of its figures is drawn.
+    Devices,
+    /// When a simulated client is online; `round` holds how often it has come and gone.
+    Availability,
+    /// What goes wrong at a simulated client in a round.
+    Faults,
 }
 
 impl Purpose {
@@ -34,6 +44,11 @@ impl Purpose {
             Purpose::Partition => "partition",
             Purpose::Synthetic => "synthetic",
             Purpose::Dropout => "dropout",
+            Purpose::FeatureNoise => "feature-noise",
+            Purpose::SyntheticFederated => "synthetic-federated",
+            Purpose::Devices => "devices",
+            Purpose::Availability => "availability",
+            Purpose::Faults => "faults",
         }
     }
 }

@@ -140,6 +140,9 @@ struct RunArguments {
     /// Start from this .safetensors model.
     #[arg(long, value_name = "FILE")]
     initial_model: Option<PathBuf>,
+    /// Tell when this accuracy, such as 0.97, was first reached.
+    #[arg(long, value_name = "SHARE", value_parser = accuracy)]
+    target_accuracy: Option<f64>,
     /// How to print progress.
     #[arg(long, value_enum, default_value_t)]
     format: Format,
@@ -238,20 +241,22 @@ fn run(arguments: &RunArguments, out: &mut dyn Write) -> Result<(), End> {
     let workers = arguments.workers.map_or_else(cores, NonZeroUsize::get);
     let (trainer, trainer_name) = trainer(arguments.trainer);
     let mut follower = Follower::new(arguments.format, scenario.job.rounds, out);
+    follower.watch_for(arguments.target_accuracy);
     if arguments.format == Format::Human {
         follower.print(&session.opening(workers));
     }
     let stop = interruptible().map_err(failed)?;
     let settings = Settings { workers, trainer, initial, imposed, transport: arguments.transport };
-    let ended = session.run(settings, trainer_name, follower, &stop, &mut |_| {}).map_err(failed)?;
-    let folder = ended.write(&target).map_err(failed)?;
+    let ended = session.run(settings, trainer_name, target, follower, &stop, &mut |_| {}).map_err(failed)?;
+    let (problem, interrupted) = (ended.problem(), ended.interrupted());
+    let folder = ended.write().map_err(failed)?;
     if arguments.format == Format::Human {
         // A reader that went away has seen enough.
         let _ = writeln!(out, "report: {}", folder.join("report.html").display());
     }
-    match ended.problem() {
+    match problem {
         None => Ok(()),
-        Some(_) if ended.interrupted() => Err(End::Interrupted("interrupted".into())),
+        Some(_) if interrupted => Err(End::Interrupted("interrupted".into())),
         Some(problem) => Err(failed(problem)),
     }
 }
@@ -259,6 +264,12 @@ fn run(arguments: &RunArguments, out: &mut dyn Write) -> Result<(), End> {
 /// How many threads the machine runs at once.
 fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, NonZeroUsize::get)
+}
+
+/// Reads an accuracy, above 0 to 1.
+fn accuracy(text: &str) -> Result<f64, String> {
+    let accuracy = text.parse::<f64>().ok().filter(|accuracy| *accuracy > 0.0 && *accuracy <= 1.0);
+    accuracy.ok_or_else(|| "an accuracy is a share above 0 and at most 1, such as 0.97".to_owned())
 }
 
 fn trainer(kind: TrainerKind) -> (MakeTrainer, &'static str) {

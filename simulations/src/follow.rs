@@ -10,7 +10,7 @@ use tributary_common::record::RunEvent;
 use tributary_common::time::Time;
 
 use crate::engine::Observation;
-use crate::report::Row;
+use crate::report::{Crossing, Row};
 
 /// Most notes about single clients that are printed: a broken scenario would print one per client and round.
 const NOTES: usize = 10;
@@ -34,6 +34,8 @@ pub(crate) struct Follower<'a> {
     start: Instant,
     round_started: Time,
     rows: Vec<Row>,
+    /// The accuracy whose first round is told before the last line.
+    target: Option<f64>,
     notes: BTreeSet<String>,
     /// Nobody reads any more: a closed pipe is no reason to lose the run.
     deaf: bool,
@@ -55,6 +57,7 @@ impl<'a> Follower<'a> {
             start: Instant::now(),
             round_started: Time(0),
             rows: Vec::new(),
+            target: None,
             notes: BTreeSet::new(),
             deaf: false,
             silent: false,
@@ -66,6 +69,11 @@ impl<'a> Follower<'a> {
         Self { bar: ProgressBar::hidden(), deaf: true, silent: true, ..Self::new(Format::Human, rounds, out) }
     }
 
+    /// Tells, before the last line, when `accuracy` was first reached.
+    pub(crate) fn watch_for(&mut self, accuracy: Option<f64>) {
+        self.target = accuracy;
+    }
+
     /// Takes what the engine tells.
     pub(crate) fn observe(&mut self, observation: Observation<'_>) {
         match observation {
@@ -75,6 +83,11 @@ impl<'a> Follower<'a> {
                 self.note(format!("{client} could not evaluate: {detail}"));
             }
         }
+    }
+
+    /// When the watched accuracy was first reached, if one is watched.
+    pub(crate) fn crossing(&self) -> Option<Crossing> {
+        self.target.map(|accuracy| Crossing::of(&self.rows, accuracy))
     }
 
     /// The rows so far, and the wall time in seconds.
@@ -113,6 +126,12 @@ impl<'a> Follower<'a> {
         };
         for line in lines {
             self.rows.extend(Row::of(&line));
+            if let Some(crossing) = self.crossing().filter(|_| line.is_last()) {
+                match self.format {
+                    Format::Human => self.print(&crossing.to_string()),
+                    Format::Json => self.print(&crossing.to_json()),
+                }
+            }
             let text = match self.format {
                 Format::Human => line.to_string(),
                 Format::Json => line.to_json(),

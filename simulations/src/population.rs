@@ -46,7 +46,8 @@ pub struct Spread {
     /// Mean over clients of the total variation distance between the client's labels and all clients' together:
     /// 0 where every client has the same mixture, towards 1 where each has labels of its own.
     pub label_skew: f64,
-    /// Label counts of the first [`SHOWN`] clients.
+    /// Label counts of all clients in their order; of more than [`SHOWN`], of as many that are evenly spaced from the
+    /// largest to the smallest, the same of the same population.
     pub shown: Vec<LabelCounts>,
 }
 
@@ -82,7 +83,6 @@ impl Spread {
         }
         let total = all.iter().sum::<u64>().max(1) as f64;
         let (mut labels, mut distance) = (Vec::new(), 0.0);
-        let mut shown = Vec::new();
         for share in &federation.shares {
             let counts = count(share);
             let examples = share.train.len().max(1) as f64;
@@ -91,20 +91,32 @@ impl Spread {
                 differences.map(|(own, all)| (*own as f64 / examples - *all as f64 / total).abs());
             distance += differences.sum::<f64>() / 2.0;
             labels.push(counts.iter().filter(|count| **count > 0).count() as u64);
-            if shown.len() < SHOWN {
-                let client = share.name.to_string();
-                shown.push(LabelCounts { client, examples: share.train.len() as u64, counts });
-            }
         }
+        let shown = sample(&federation.shares).into_iter().map(|share| LabelCounts {
+            client: share.name.to_string(),
+            examples: share.train.len() as u64,
+            counts: count(share),
+        });
         let clients = federation.shares.len();
         Self {
             clients,
             examples: Quantiles::of(federation.shares.iter().map(|share| share.train.len() as u64).collect()),
             labels: Quantiles::of(labels),
             label_skew: distance / clients.max(1) as f64,
-            shown,
+            shown: shown.collect(),
         }
     }
+}
+
+/// The clients that a table shows.
+fn sample(shares: &[Share]) -> Vec<&Share> {
+    let mut clients: Vec<&Share> = shares.iter().collect();
+    if clients.len() <= SHOWN {
+        return clients;
+    }
+    clients.sort_by_key(|share| std::cmp::Reverse(share.train.len()));
+    let last = clients.len() - 1;
+    (0..SHOWN).filter_map(|at| clients.get(at * last / (SHOWN - 1)).copied()).collect()
 }
 
 #[cfg(test)]
@@ -138,6 +150,7 @@ mod tests {
                 name: format!("c{at}").parse().unwrap(),
                 train: (*part).into(),
                 test: [].into(),
+                shift: None,
             };
             Spread::of(&Federation { dataset, shares: parts.iter().enumerate().map(share).collect() })
         };
@@ -146,5 +159,24 @@ mod tests {
         let apart = spread(&[&[0, 1], &[2, 3]]);
         assert_eq!((apart.label_skew, apart.labels.maximum), (0.5, 1));
         assert_eq!(apart.shown[1], LabelCounts { client: "c1".into(), examples: 2, counts: vec![0, 2] });
+    }
+
+    #[test]
+    fn a_large_population_is_shown_from_its_largest_to_its_smallest_client() {
+        let share = |at: u32| Share {
+            name: format!("c{at:03}").parse().unwrap(),
+            train: (0..=at % 250).collect(),
+            test: [].into(),
+            shift: None,
+        };
+        let some: Vec<Share> = (0..SHOWN as u32).map(share).collect();
+        assert!(sample(&some).into_iter().eq(&some), "all, in their order");
+        let many: Vec<Share> = (0..500).map(share).collect();
+        let sizes: Vec<usize> = sample(&many).iter().map(|share| share.train.len()).collect();
+        assert_eq!((sizes.len(), sizes[0], sizes[SHOWN - 1]), (SHOWN, 250, 1));
+        assert!(sizes.windows(2).all(|pair| (0..=3).contains(&(pair[0] - pair[1]))), "{sizes:?}");
+        let names: std::collections::BTreeSet<_> =
+            sample(&many).into_iter().map(|share| &share.name).collect();
+        assert_eq!(names.len(), SHOWN);
     }
 }

@@ -184,7 +184,7 @@ impl Scenario {
         };
         let partition = match table.remove("partition") {
             Some(value) => read_table("partition", value).map_err(document)?,
-            None if data.sites.is_some() => PartitionConfig::new(Scheme::Natural),
+            None if data.has_sites() => PartitionConfig::new(Scheme::Natural),
             None => PartitionConfig::new(Scheme::Iid),
         };
         partition.validate(&population).map_err(|error| at_path(error.to_string()))?;
@@ -396,7 +396,7 @@ mod tests {
             (SCENARIO, vec!["train.momentun=0.5"], "did you mean `train.momentum`?"),
             (SCENARIO, vec!["train"], "is not `key=value`"),
             (SCENARIO, vec!["faults.dropout_probability=0.1"], "[faults] is not available yet"),
-            (SCENARIO, vec!["partition.scheme=quantity"], "not available yet"),
+            (SCENARIO, vec!["partition.scheme=quantity"], "quantity needs power"),
             (SCENARIO, vec!["partition.scheme=idd"], "[partition] unknown variant"),
             (SCENARIO, vec!["population.clients=0"], "clients = 0"),
             (SCENARIO, vec!["population.clients=-1"], "[population]"),

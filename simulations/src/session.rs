@@ -9,12 +9,17 @@ use tributary_common::record::RunState;
 use crate::engine::{self, Finished, Observation, Settings, SimulationError};
 use crate::follow::Follower;
 use crate::population::Spread;
-use crate::report::{self, FolderError, Machine, Row, RunFolder, RunReport, Target};
+use crate::report::{
+    self, Crossing, FolderError, History, Machine, Row, RunFolder, RunReport, RunWriter, Target,
+};
 use crate::scenario::{Federation, Scenario, ScenarioError};
 
-/// Why a run's folder cannot be written. Each displays as one line.
+/// Why a run leaves no folder. Each displays as one line.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum WriteError {
+pub(crate) enum SessionError {
+    /// The simulation cannot go on.
+    #[error(transparent)]
+    Simulation(#[from] SimulationError),
     /// The report cannot be made.
     #[error("{0}")]
     Report(String),
@@ -32,7 +37,7 @@ pub(crate) struct Session<'a> {
     spread: Spread,
 }
 
-/// A run that ended, whether well or not.
+/// A run that ended, whether well or not. Dropped before [`Ended::write`], it leaves nothing.
 pub(crate) struct Ended<'a> {
     scenario: &'a Scenario,
     scenario_toml: String,
@@ -40,7 +45,10 @@ pub(crate) struct Ended<'a> {
     spread: Spread,
     machine: Machine,
     finished: Finished,
+    writer: RunWriter,
+    history: History,
     rows: Vec<Row>,
+    crossing: Option<Crossing>,
     seconds: f64,
     interrupted: bool,
 }
@@ -78,19 +86,20 @@ impl<'a> Session<'a> {
         )
     }
 
-    /// Runs to the end, or until `stop` is set. `trainer` names what trains, for the report; `also` is told
-    /// everything before the follower is.
+    /// Runs to the end, or until `stop` is set, and writes records for `target` as they are made. `trainer` names
+    /// what trains, for the report; `also` is told everything before the follower is.
     ///
     /// # Errors
-    /// As [`engine::simulate`]; a run that fails by its own rules is an [`Ended::problem`].
+    /// A [`SessionError`]; a run that fails by its own rules is an [`Ended::problem`].
     pub(crate) fn run(
         self,
         settings: Settings,
         trainer: &str,
+        target: Target,
         mut follower: Follower<'_>,
         stop: &AtomicBool,
         also: &mut dyn FnMut(&Observation<'_>),
-    ) -> Result<Ended<'a>, SimulationError> {
+    ) -> Result<Ended<'a>, SessionError> {
         let Self { scenario, scenario_toml, layout, federation, spread } = self;
         let machine = Machine {
             processor: processor(),
@@ -98,14 +107,37 @@ impl<'a> Session<'a> {
             trainer: trainer.to_owned(),
             workers: settings.workers,
         };
+        let (mut writer, mut history, mut lost) = (target.open()?, History::default(), false);
         let finished = engine::simulate(scenario, federation, settings, stop, &mut |observation| {
+            if let Observation::Event(event) = &observation {
+                history.take(event);
+                if !writer.take(event) {
+                    // A run whose records are lost is not gone on with; `write` says why.
+                    lost = true;
+                    stop.store(true, Ordering::Relaxed);
+                }
+            }
             also(&observation);
             follower.observe(observation);
         });
+        let crossing = follower.crossing();
         let (rows, seconds) = follower.finish();
         let finished = finished?;
-        let interrupted = stop.load(Ordering::Relaxed) && finished.state == RunState::Stopped;
-        Ok(Ended { scenario, scenario_toml, layout, spread, machine, finished, rows, seconds, interrupted })
+        let interrupted = stop.load(Ordering::Relaxed) && finished.state == RunState::Stopped && !lost;
+        Ok(Ended {
+            scenario,
+            scenario_toml,
+            layout,
+            spread,
+            machine,
+            finished,
+            writer,
+            history,
+            rows,
+            crossing,
+            seconds,
+            interrupted,
+        })
     }
 }
 
@@ -138,35 +170,37 @@ impl Ended<'_> {
     /// Writes its folder and returns where it is.
     ///
     /// # Errors
-    /// A [`WriteError`]; then nothing is left, and an earlier run's folder is as it was.
-    pub(crate) fn write(&self, target: &Target) -> Result<PathBuf, WriteError> {
-        let Self { scenario, scenario_toml, layout, spread, finished, rows, .. } = self;
-        let failed = matches!(finished.state, RunState::Failed { .. });
-        let rest = if failed { "." } else { ": this report is partial." };
-        let warning = self.shortfall().map(|what| format!("The run {what}{rest}"));
+    /// A [`SessionError`]; then nothing is left, and an earlier run's folder is as it was.
+    pub(crate) fn write(self) -> Result<PathBuf, SessionError> {
+        let warning = self.warning();
+        let Self { scenario, scenario_toml, layout, spread, machine, finished, rows, .. } = self;
         let html = report::render(&RunReport {
             job: &scenario.job,
-            scenario_toml,
+            scenario_toml: &scenario_toml,
             warning,
-            rows,
-            rounds: &finished.rounds,
-            evaluations: &finished.evaluations,
-            spread,
+            rows: &rows,
+            crossing: self.crossing,
+            history: &self.history,
+            spread: &spread,
             digest: model::digest(&finished.model).to_string(),
             seconds: self.seconds,
-            machine: &self.machine,
+            machine: &machine,
         })
-        .map_err(WriteError::Report)?;
-        Ok(target.write(&RunFolder {
+        .map_err(SessionError::Report)?;
+        Ok(self.writer.close(&RunFolder {
             job: &scenario.job,
-            scenario_toml,
-            rows,
-            rounds: &finished.rounds,
-            evaluations: &finished.evaluations,
-            layout,
+            scenario_toml: &scenario_toml,
+            rows: &rows,
+            layout: &layout,
             model: &finished.model,
             report: &html,
         })?)
+    }
+
+    fn warning(&self) -> Option<String> {
+        let failed = matches!(self.finished.state, RunState::Failed { .. });
+        let rest = if failed { "." } else { ": this report is partial." };
+        self.shortfall().map(|what| format!("The run {what}{rest}"))
     }
 }
 

@@ -87,6 +87,11 @@ impl Pool {
     pub(crate) fn answer(&self, patience: Duration) -> Option<(u64, Outcome)> {
         self.answers.recv_timeout(patience).ok()
     }
+
+    /// An answer that is here already.
+    pub(crate) fn answered(&self) -> Option<(u64, Outcome)> {
+        self.answers.try_recv().ok()
+    }
 }
 
 impl Drop for Pool {
@@ -140,11 +145,11 @@ fn work_off(
 fn perform(trainer: &mut dyn Trainer, work: &Work, stop: &AtomicBool) -> Outcome {
     match work {
         Work::Train { task, shard } => {
-            Outcome::Trained(trainer.train(task, shard, stop).map_err(|error| error.to_string()))
+            Outcome::Trained(trainer.train(task, &shard.as_seen(), stop).map_err(|error| error.to_string()))
         }
-        Work::Evaluate { job, model, shard } => {
-            Outcome::Evaluated(trainer.evaluate(job, model, shard).map_err(|error| error.to_string()))
-        }
+        Work::Evaluate { job, model, shard } => Outcome::Evaluated(
+            trainer.evaluate(job, model, &shard.as_seen()).map_err(|error| error.to_string()),
+        ),
     }
 }
 

@@ -35,6 +35,10 @@ pub const SCHEMA: Schema = Schema {
         "test_examples",
         "seed",
         "noise",
+        "alpha",
+        "beta",
+        "users",
+        "iid",
     ],
     tables: &[
         ("label_rule", None),
@@ -59,6 +63,9 @@ pub enum Source {
     Images,
     /// Digits drawn by this program: no file at all.
     Synthetic,
+    /// Synthetic(α, β) of Li et al. 2020: users with data of their own, drawn by this program.
+    #[serde(rename = "synthetic-federated")]
+    SyntheticFederated,
 }
 
 impl Source {
@@ -69,6 +76,7 @@ impl Source {
             Source::Npz => "npz",
             Source::Images => "images",
             Source::Synthetic => "synthetic",
+            Source::SyntheticFederated => "synthetic-federated",
         }
     }
 }
@@ -300,13 +308,27 @@ pub struct DataConfig {
     /// Synthetic: number of test images; 1,000 by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub test_examples: Option<usize>,
-    /// Synthetic: which images; 0 by default.
+    /// Synthetic, both: which examples; 0 by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seed: Option<u64>,
     /// Synthetic: standard deviation of the noise on each pixel, 0 to 1 on the scale black 0, white 1; 0.1
     /// by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub noise: Option<f64>,
+
+    /// Synthetic federated: standard deviation of the users' mean weights, 0 to 100: how far their models differ.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub alpha: Option<f64>,
+    /// Synthetic federated: standard deviation of the users' mean features, 0 to 100: how far their data differ.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub beta: Option<f64>,
+    /// Synthetic federated: number of users, 1 to 10,000; 30 by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub users: Option<usize>,
+    /// Synthetic federated: whether all users draw from one distribution, labelled by one model, in place of
+    /// `alpha` and `beta`; `false` by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub iid: Option<bool>,
 }
 
 impl DataConfig {
@@ -339,7 +361,16 @@ impl DataConfig {
             test_examples: None,
             seed: None,
             noise: None,
+            alpha: None,
+            beta: None,
+            users: None,
+            iid: None,
         }
+    }
+
+    /// Whether the examples belong to sites.
+    pub fn has_sites(&self) -> bool {
+        self.sites.is_some() || self.source == Source::SyntheticFederated
     }
 
     /// Checks everything that can be checked without opening a file.
@@ -348,15 +379,18 @@ impl DataConfig {
     /// [`DataError::Config`] with the first key that is wrong.
     pub fn validate(&self) -> Result<(), DataError> {
         if self.source == Source::Images {
-            return Err(config("source", "\"images\" is not available yet: use idx, csv, npz or synthetic"));
+            return Err(config(
+                "source",
+                "\"images\" is not available yet: use idx, csv, npz, synthetic or synthetic-federated",
+            ));
         }
         if self.group.is_some() {
             return Err(config("group", "not available yet: remove it; the unit is one example"));
         }
         self.refuse_foreign_keys()?;
-        if self.source == Source::Synthetic {
+        if matches!(self.source, Source::Synthetic | Source::SyntheticFederated) {
             if self.path.is_some() {
-                return Err(config("path", "the synthetic source reads no file: remove it"));
+                return Err(config("path", "a synthetic source reads no file: remove it"));
             }
         } else if self.path.is_none() {
             return Err(config("path", "missing: name the file or folder that holds the data"));
@@ -383,6 +417,7 @@ impl DataConfig {
         match self.source {
             Source::Csv => self.validate_csv(),
             Source::Synthetic => self.validate_synthetic(),
+            Source::SyntheticFederated => self.validate_synthetic_federated(),
             Source::Idx | Source::Npz | Source::Images => Ok(()),
         }
     }
@@ -395,9 +430,11 @@ impl DataConfig {
     fn refuse_foreign_keys(&self) -> Result<(), DataError> {
         let csv = self.source == Source::Csv;
         let synthetic = self.source == Source::Synthetic;
+        let federated = self.source == Source::SyntheticFederated;
+        let images = !csv && !federated;
         let keys = [
-            ("mean", self.mean.is_some(), !csv),
-            ("standard_deviation", self.standard_deviation.is_some(), !csv),
+            ("mean", self.mean.is_some(), images),
+            ("standard_deviation", self.standard_deviation.is_some(), images),
             ("held_out", self.held_out.is_some(), self.source == Source::Npz),
             ("site", self.site.is_some(), csv),
             ("columns", self.columns.is_some(), csv),
@@ -415,8 +452,12 @@ impl DataConfig {
             ("split", self.split.is_some(), csv),
             ("examples", self.examples.is_some(), synthetic),
             ("test_examples", self.test_examples.is_some(), synthetic),
-            ("seed", self.seed.is_some(), synthetic),
+            ("seed", self.seed.is_some(), synthetic || federated),
             ("noise", self.noise.is_some(), synthetic),
+            ("alpha", self.alpha.is_some(), federated),
+            ("beta", self.beta.is_some(), federated),
+            ("users", self.users.is_some(), federated),
+            ("iid", self.iid.is_some(), federated),
         ];
         match keys.iter().find(|(_, given, used)| *given && !*used) {
             Some((key, _, _)) => {
@@ -510,6 +551,29 @@ impl DataConfig {
         }
         if self.classes.is_some_and(|classes| classes != 10) {
             return Err(config("classes", "the synthetic digits have 10"));
+        }
+        Ok(())
+    }
+
+    fn validate_synthetic_federated(&self) -> Result<(), DataError> {
+        const MOST: usize = 10_000;
+        for (key, value) in [("alpha", self.alpha), ("beta", self.beta)] {
+            match (value, self.iid == Some(true)) {
+                (Some(_), true) => return Err(config(key, "iid users are all alike: remove it")),
+                (None, false) => {
+                    return Err(config(key, "missing: give alpha and beta, such as 1.0, or iid = true"));
+                }
+                (Some(value), false) if !(0.0..=100.0).contains(&value) => {
+                    return Err(config(key, "must be from 0 to 100"));
+                }
+                _ => {}
+            }
+        }
+        if self.users.is_some_and(|users| !(1..=MOST).contains(&users)) {
+            return Err(config("users", format!("must be from 1 to {MOST}")));
+        }
+        if self.classes.is_some_and(|classes| classes != 10) {
+            return Err(config("classes", "the synthetic users have 10"));
         }
         Ok(())
     }

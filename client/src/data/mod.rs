@@ -1,4 +1,4 @@
-//! What a node trains on: readers for IDX, CSV and NPZ files, a generated image set, and their checks.
+//! What a node trains on: readers for IDX, CSV and NPZ files, two generated data sets, and their checks.
 //!
 //! Every reader ends in the same [`Dataset`]: one resident buffer of `f32` for training and one for testing,
 //! with the rows of each site side by side, so a simulated population shares it by lists of indices. Files
@@ -24,6 +24,7 @@ mod idx;
 mod images;
 mod npz;
 mod synthetic;
+mod synthetic_federated;
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -208,6 +209,7 @@ pub fn load(config: &DataConfig, base: &Path) -> Result<Dataset, DataError> {
         Source::Csv => csv::load(config, &location),
         Source::Npz => npz::load(config, &location),
         Source::Synthetic => synthetic::load(config),
+        Source::SyntheticFederated => synthetic_federated::load(config),
         Source::Images => Err(config::config("source", "\"images\" is not available yet")),
     }
 }
@@ -227,7 +229,8 @@ pub fn load_for(
 ) -> Result<Dataset, DataError> {
     let mut config = config.clone();
     // Where the table declares its classes, or a rule makes them, `check` compares the two numbers.
-    if config.classes.is_none() && config.label_rule.is_none() && config.source != Source::Synthetic {
+    let drawn = matches!(config.source, Source::Synthetic | Source::SyntheticFederated);
+    if config.classes.is_none() && config.label_rule.is_none() && !drawn {
         config.classes = Some(classes);
     }
     let dataset = load(&config, base)?;

@@ -2,9 +2,11 @@
 
 mod arithmetic;
 mod batches;
+mod objective;
 mod torch;
 
 pub use arithmetic::ArithmeticTrainer;
+pub use objective::Objective;
 pub use torch::TorchTrainer;
 
 use std::sync::Arc;
@@ -118,6 +120,9 @@ pub trait Trainer: Send {
     fn evaluate(&mut self, job: &Job, model: &[f32], shard: &Shard) -> Result<Metrics, TrainError>;
 }
 
+/// Examples whose losses an evaluation adds up before it adds the sums: parts of a held-out set that are multiples of
+/// this, evaluated apart and added in order, give the same bits as the whole.
+pub const EVALUATION_BATCH: usize = 500;
 /// Most classes for which an evaluation counts confusions.
 pub const CONFUSION_CLASSES: usize = 100;
 

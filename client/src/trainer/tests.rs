@@ -11,7 +11,14 @@ use crate::data::Split;
 
 /// A job with the defaults that the tests change.
 pub(super) fn job(architecture: &str, inputs: &[usize], classes: usize) -> Job {
-    let hidden = if architecture == "mlp" { "hidden = [16, 8]" } else { "" };
+    let more = match architecture {
+        "mlp" => "hidden = [16, 8]",
+        "sequential" => {
+            "layers = [{ convolution = { channels = 4, size = 3 } }, 'tanh', { average_pool = { size = 3, stride = 2 } },\
+             { residual = { body = [{ group_norm = { groups = 2 } }, 'relu'] } }, 'flatten', { linear = 6 }]"
+        }
+        _ => "",
+    };
     let text = format!(
         r#"
         name = "test"
@@ -21,7 +28,7 @@ pub(super) fn job(architecture: &str, inputs: &[usize], classes: usize) -> Job {
         architecture = "{architecture}"
         inputs = {inputs:?}
         classes = {classes}
-        {hidden}
+        {more}
         [train]
         algorithm = "fedavg"
         learning_rate = 0.1
@@ -51,9 +58,10 @@ pub(super) fn every_architecture() -> Vec<Job> {
         job("mcmahan-cnn", image, 10),
         job("lenet", &[3, 32, 32], 10),
         job("resnet8-gn", &[3, 16, 16], 7),
+        job("sequential", &[2, 9, 9], 6),
     ];
     let names: BTreeSet<_> = jobs.iter().map(|job| job.model.architecture.name()).collect();
-    assert_eq!(names.len(), 7);
+    assert_eq!(names.len(), 8);
     assert_eq!(Architecture::Resnet8Gn.name(), "resnet8-gn");
     jobs
 }
@@ -89,7 +97,7 @@ fn what_does_not_fit_is_refused_in_words() {
     let with = |change: &dyn Fn(&mut Split)| {
         let mut examples = Split::clone(&good.examples);
         change(&mut examples);
-        Shard { examples: Arc::new(examples), indices: good.indices.clone() }
+        Shard { examples: Arc::new(examples), ..good.clone() }
     };
     for mut trainer in trainers() {
         let mut refusal = |task: &Task, shard: &Shard| {

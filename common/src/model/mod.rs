@@ -2,11 +2,16 @@
 
 mod architecture;
 mod layout;
+mod network;
 mod safetensors;
+mod sequential;
 
-pub use architecture::{Architecture, ArchitectureError, GROUP_NORM_GROUPS};
+pub use architecture::{Architecture, ArchitectureError};
 pub use layout::{Layout, Tensor};
+pub use network::{Layer, Network};
 pub use safetensors::{ImportError, export, import};
+pub use sequential::LayerSpec;
+pub(crate) use sequential::check as check_layers;
 
 use std::sync::Arc;
 

@@ -74,14 +74,14 @@ mod tests {
 
     #[test]
     fn a_model_reads_back_and_another_model_is_refused() {
-        let cnn = Architecture::SmallCnn.layout(&[1, 28, 28], 10, &[]).unwrap();
+        let cnn = Architecture::SmallCnn.network(&[1, 28, 28], 10, &[], &[]).unwrap().layout();
         let values = cnn.initial(7);
         let file = export(&cnn, &values).unwrap();
         assert_eq!(import(&cnn, &file).unwrap(), values);
 
-        let other = Architecture::SmallCnn.layout(&[1, 28, 28], 9, &[]).unwrap();
+        let other = Architecture::SmallCnn.network(&[1, 28, 28], 9, &[], &[]).unwrap().layout();
         assert!(import(&other, &file).unwrap_err().to_string().contains("architecture needs F32"));
-        let logistic = Architecture::Logistic.layout(&[4], 2, &[]).unwrap();
+        let logistic = Architecture::Logistic.network(&[4], 2, &[], &[]).unwrap().layout();
         assert!(matches!(import(&logistic, &file), Err(ImportError::Unknown(_))));
         assert!(matches!(import(&cnn, &file[..20]), Err(ImportError::Format(_))));
         let mut poisoned = values.clone();

@@ -77,16 +77,29 @@ fn the_demo_learns_and_leaves_its_folder() {
 
     // From the folder alone, on another number of workers, imposing its record, in place of itself: the same.
     let scenario = text(&Path::new(&out).join("scenario.toml"));
-    let again = command(&["run", &scenario, "--out", &out, "--replay", &out, "--workers", "1"]).unwrap();
+    let again = command(
+        &[
+            &["run", &scenario, "--out", &out, "--replay", &out, "--workers", "1"][..],
+            &["--target-accuracy", "0.2"],
+        ]
+        .concat(),
+    )
+    .unwrap();
     assert!(again.starts_with("demo: 20 clients (dirichlet)"), "{again}");
     assert!(again.contains("round 3/3  accuracy 0."), "{again}");
     assert!(again.contains(finished["model_digest"].as_str().unwrap()), "{again}");
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left beside");
+    let told = again.lines().find(|line| line.starts_with("20 % first reached at round ")).unwrap();
+    assert!(read("report.html").contains(told) && again.lines().count() == 7, "{again}");
 
     let other = text(&folder.path().join("second"));
     let prox =
         ["--set", "train.algorithm=fedprox", "--set", "train.proximal_mu=0.1", "--trainer", "arithmetic"];
-    run(&[&prox[..], &["--out", &other]].concat()).unwrap();
+    let target = ["--out", &other, "--target-accuracy", "0.99", "--format", "json"];
+    let printed = run(&[&prox[..], &target].concat()).unwrap();
+    let lines: Vec<Value> = printed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!((&lines[3]["event"], &lines[3]["round"]), (&"target".into(), &Value::Null));
+    assert_eq!((lines.len(), &lines[4]["event"]), (5, &"finished".into()));
     let both = folder.path().join("both.html");
     command(&["report", &out, &other, "--out", &text(&both)]).unwrap();
     let both = std::fs::read_to_string(both).unwrap();
@@ -125,6 +138,7 @@ fn bad_usage_is_one_line_and_exit_code_two() {
         (vec!["run", DEMO, "--replay", &path("gone")], "give a run's folder or its rounds.jsonl"),
         (vec!["run", DEMO, "--initial-model", &path("not-a-model")], "not a .safetensors file"),
         (vec!["run", DEMO, "--workers", "0"], "--workers"),
+        (vec!["run", DEMO, "--target-accuracy", "97"], "a share above 0 and at most 1, such as 0.97"),
         (vec!["plan", DEMO, "--set", "population.clients=0"], "clients = 0"),
         (vec!["report", &path("mine"), "--out", &path("r.html")], "is this a run's folder?"),
         (vec!["sweep", DEMO], "a sweep varies something"),

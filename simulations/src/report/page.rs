@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 
 use askama::Template;
 use tributary_common::job::Job;
-use tributary_common::progress::{bytes_words, dropped};
-use tributary_common::record::{EvaluationRecord, Metrics, RoundOutcome, RoundRecord};
+use tributary_common::progress::bytes_words;
+use tributary_common::record::{EvaluationRecord, Metrics};
 
 use super::chart::{self, Axis, Curve};
+use super::crossing::Crossing;
 use super::folder::{Loaded, Row};
+use super::history::{History, Point};
 use crate::engine::STEP_MILLISECONDS;
 use crate::population::{Quantiles, SHOWN, Spread};
 
@@ -39,10 +41,10 @@ pub struct RunReport<'a> {
     pub warning: Option<String>,
     /// A row per published round.
     pub rows: &'a [Row],
-    /// The record of every attempt.
-    pub rounds: &'a [RoundRecord],
-    /// The evaluations.
-    pub evaluations: &'a [EvaluationRecord],
+    /// When the accuracy that was asked about was reached.
+    pub crossing: Option<Crossing>,
+    /// All attempts and evaluations, summed up.
+    pub history: &'a History,
     /// How the data are spread.
     pub spread: &'a Spread,
     /// Digest of the last published model, or of the initial one.
@@ -94,6 +96,7 @@ struct Heat {
     cell_height: usize,
     texts: Vec<HeatText>,
     cells: Vec<HeatCell>,
+    bars: Vec<HeatBar>,
     caption: String,
 }
 
@@ -111,6 +114,12 @@ struct HeatCell {
     title: String,
 }
 
+struct HeatBar {
+    x: usize,
+    y: usize,
+    width: usize,
+}
+
 #[derive(Template)]
 #[template(path = "report.html")]
 struct ReportPage<'a> {
@@ -125,7 +134,8 @@ struct ReportPage<'a> {
     spread_words: String,
     quantiles: Vec<(&'static str, Quantiles)>,
     heat: Heat,
-    abandoned: Vec<String>,
+    abandoned: &'a [String],
+    abandoned_more: usize,
     machine: Vec<(&'static str, String)>,
     step_milliseconds: u64,
     job_toml: &'a str,
@@ -156,9 +166,6 @@ struct ComparisonPage {
     differences: Vec<(String, Vec<String>)>,
 }
 
-/// Which counts of an evaluation a curve shows.
-type Counts<'a> = &'a dyn Fn(&EvaluationRecord) -> Option<Metrics>;
-
 fn figure(value: Option<f64>) -> String {
     value.map_or_else(|| "–".to_owned(), |value| format!("{value:.4}"))
 }
@@ -183,27 +190,22 @@ pub(super) fn legend(names: impl IntoIterator<Item = String>) -> Vec<LegendEntry
 pub fn render(report: &RunReport<'_>) -> Result<String, String> {
     let job = report.job;
     let job_toml = job.to_toml().map_err(|error| error.to_string())?;
-    let curve = |of: Counts<'_>, value: fn(&Metrics) -> Option<f64>| -> Curve {
-        let point = |record: &EvaluationRecord| Some((f64::from(record.round), value(&of(record)?)?));
-        report.evaluations.iter().filter_map(point).collect()
+    let history = report.history;
+    let of = [
+        ("held-out examples", &history.held_out),
+        ("clients' own test examples together", &history.federated),
+    ];
+    let present: Vec<_> = of.into_iter().filter(|(_, points)| !points.is_empty()).collect();
+    let curve = |points: &[Point], value: fn(&Point) -> Option<f64>| -> Curve {
+        points.iter().filter_map(|point| Some((f64::from(point.round), value(point)?))).collect()
     };
-    let held_out = |record: &EvaluationRecord| record.held_out.clone();
-    let federated = |record: &EvaluationRecord| record.federated();
-    let of: [(&str, Counts<'_>); 2] =
-        [("held-out examples", &held_out), ("clients' own test examples together", &federated)];
-    let present: Vec<_> = of
-        .into_iter()
-        .filter(|(_, of)| report.evaluations.iter().any(|record| of(record).is_some()))
-        .collect();
-    let accuracy: Vec<Curve> = present.iter().map(|(_, of)| curve(of, Metrics::accuracy)).collect();
-    let loss: Vec<Curve> = present.iter().map(|(_, of)| curve(of, Metrics::loss)).collect();
+    let accuracy: Vec<Curve> = present.iter().map(|(_, of)| curve(of, |point| point.accuracy)).collect();
+    let loss: Vec<Curve> = present.iter().map(|(_, of)| curve(of, |point| point.loss)).collect();
 
-    let last = report.evaluations.last();
+    let last = history.last.as_ref();
     let headline = last.and_then(EvaluationRecord::headline);
-    let (up, down) =
-        report.rounds.iter().fold((0, 0), |(up, down), round| (up + round.bytes_up, down + round.bytes_down));
     let per_round = report.seconds / report.rows.len().max(1) as f64;
-    let summary = vec![
+    let mut summary = vec![
         ("rounds", format!("{} of {}", report.rows.len(), job.rounds)),
         ("final accuracy", figure(headline.as_ref().and_then(Metrics::accuracy))),
         ("final loss", figure(headline.as_ref().and_then(Metrics::loss))),
@@ -217,11 +219,14 @@ pub fn render(report: &RunReport<'_>) -> Result<String, String> {
                 job.model.classes
             ),
         ),
-        ("bytes up, down", format!("{}, {}", bytes_words(up), bytes_words(down))),
-        ("drop-outs", report.rounds.iter().map(|round| round.dropped().count()).sum::<usize>().to_string()),
+        ("bytes up, down", format!("{}, {}", bytes_words(history.bytes_up), bytes_words(history.bytes_down))),
+        ("drop-outs", history.dropped.to_string()),
         ("wall time", format!("{:.1} s, {per_round:.2} s per round", report.seconds)),
         ("seed", job.seed.to_string()),
     ];
+    if let Some(crossing) = &report.crossing {
+        summary.insert(3, ("target", crossing.to_string()));
+    }
     let spread = report.spread;
     let machine = report.machine;
     ReportPage {
@@ -240,7 +245,8 @@ pub fn render(report: &RunReport<'_>) -> Result<String, String> {
         ),
         quantiles: vec![("training examples", spread.examples), ("different labels", spread.labels)],
         heat: heat(spread),
-        abandoned: report.rounds.iter().filter_map(abandoned).collect(),
+        abandoned: &history.abandoned,
+        abandoned_more: history.abandoned_more,
         machine: vec![
             ("processor", machine.processor.clone()),
             ("instruction sets", machine.instruction_sets.clone()),
@@ -319,44 +325,50 @@ fn by_client(record: &EvaluationRecord) -> Vec<ClientRow> {
 fn heat(spread: &Spread) -> Heat {
     const LEFT: usize = 150;
     const TOP: usize = 34;
+    const GAP: usize = 10;
+    const BAR: u64 = 140;
     let classes = spread.shown.iter().map(|client| client.counts.len()).max().unwrap_or(0).min(SHOWN);
     let cell_width = (560 / classes.max(1)).clamp(5, 48);
     let cell_height = if spread.shown.len() > 30 { 9 } else { 18 };
+    let bars = LEFT + classes * cell_width + GAP;
     let mut heat = Heat {
-        width: LEFT + classes * cell_width + 70,
+        width: bars + BAR as usize + 70,
         height: TOP + spread.shown.len() * cell_height + 4,
         cell_width: cell_width - 1,
         cell_height: cell_height - 1,
         caption: format!(
-            "Each client's training examples by label{}. Shade: share of the client's examples; right: their number.",
+            "Training examples of {} by label. Shade: share of the client's examples. Bars: how many it has, beside the \
+             largest client's {}.",
             if spread.clients > spread.shown.len() {
-                format!(", the first {} of {} clients", spread.shown.len(), spread.clients)
+                format!(
+                    "{} of {} clients, evenly spaced from the largest to the smallest",
+                    spread.shown.len(),
+                    spread.clients
+                )
             } else {
-                String::new()
-            }
+                "each client".to_owned()
+            },
+            spread.examples.maximum
         ),
         ..Heat::default()
     };
     let mut text = |x, y, anchor, text: String| heat.texts.push(HeatText { x, y, anchor, text });
     text(LEFT - 8, 12, "end", "client".to_owned());
     text(LEFT, 12, "start", "label".to_owned());
-    text(LEFT + classes * cell_width + 8, 12, "start", "examples".to_owned());
+    text(bars, 12, "start", "examples".to_owned());
     let every = 20usize.div_ceil(cell_width);
     for class in (0..classes).step_by(every) {
         text(LEFT + class * cell_width + cell_width / 2, TOP - 6, "middle", class.to_string());
     }
     for (row, client) in spread.shown.iter().enumerate() {
         let y = TOP + row * cell_height;
+        let bar = (BAR * client.examples / spread.examples.maximum.max(1)).clamp(1, BAR) as usize;
         if cell_height > 12 || row % 2 == 0 {
             let name: String = client.client.chars().take(22).collect();
             text(LEFT - 8, y + cell_height - cell_height / 4, "end", name);
-            text(
-                LEFT + classes * cell_width + 8,
-                y + cell_height - cell_height / 4,
-                "start",
-                client.examples.to_string(),
-            );
+            text(bars + bar + 6, y + cell_height - cell_height / 4, "start", client.examples.to_string());
         }
+        heat.bars.push(HeatBar { x: bars, y, width: bar });
         for (class, count) in client.counts.iter().take(classes).enumerate().filter(|(_, count)| **count > 0)
         {
             heat.cells.push(HeatCell {
@@ -368,14 +380,6 @@ fn heat(spread: &Spread) -> Heat {
         }
     }
     heat
-}
-
-fn abandoned(record: &RoundRecord) -> Option<String> {
-    let RoundOutcome::Abandoned { reason } = &record.outcome else { return None };
-    let out: Vec<String> =
-        dropped(record).into_iter().take(8).map(|drop| format!("{} {}", drop.client, drop.why)).collect();
-    let out = if out.is_empty() { String::new() } else { format!(" ({})", out.join(", ")) };
-    Some(format!("round {}, attempt {}: {reason}{out}", record.round, record.attempt))
 }
 
 /// The comparison of several runs' folders: their curves in one picture, their figures and what differs.

@@ -13,7 +13,9 @@ pub use table::{Figures, Summary, Table};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tributary_client::data::Dataset;
 use tributary_common::digest::Digest;
@@ -31,6 +33,9 @@ pub(crate) use grid::value;
 
 /// Combinations whose curves one picture shows at most: more cannot be told apart.
 pub const CURVES: usize = 40;
+
+/// How often a waiting sweep looks whether it is to stop.
+const PATIENCE: Duration = Duration::from_millis(100);
 
 /// Why a sweep cannot start. Each displays as one line.
 #[derive(Debug, thiserror::Error)]
@@ -212,18 +217,21 @@ impl Sweep {
         let threads = settings.parallel.min(tasks.len());
         let workers = (settings.workers / threads.max(1)).max(1);
         let queue = Mutex::new(tasks.into_iter());
+        // Each has a flag of its own: a point whose records cannot be written stops, and the others go on.
+        let stops: Vec<AtomicBool> = (0..threads).map(|_| AtomicBool::new(false)).collect();
         let (points, folder, outcomes) = (&self.points, &self.folder, &mut self.outcomes);
         std::thread::scope(|scope| {
             let (sender, news) = mpsc::channel();
-            for _ in 0..threads {
+            for own in &stops {
                 let (queue, sender) = (&queue, sender.clone());
                 scope.spawn(move || {
                     loop {
                         let next = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
                         let Some(task) = next.filter(|_| !stop.load(Ordering::Relaxed)) else { return };
+                        own.store(stop.load(Ordering::Relaxed), Ordering::Relaxed);
                         let index = task.index;
                         let mut round = || drop(sender.send(News::Round));
-                        let outcome = match run_point(task, folder, settings, workers, stop, &mut round) {
+                        let outcome = match run_point(task, folder, settings, workers, own, &mut round) {
                             Ok(Some(figures)) => Outcome::Finished(figures),
                             Ok(None) => Outcome::NotReached,
                             Err(problem) => Outcome::Failed(problem),
@@ -233,10 +241,16 @@ impl Sweep {
                 });
             }
             drop(sender);
-            for news in news {
+            loop {
+                let news = news.recv_timeout(PATIENCE);
+                if stop.load(Ordering::Relaxed) {
+                    stops.iter().for_each(|own| own.store(true, Ordering::Relaxed));
+                }
                 match news {
-                    News::Round => tell(SweepEvent::Round),
-                    News::Done(index, outcome) => {
+                    Err(RecvTimeoutError::Timeout) => {}
+                    Err(RecvTimeoutError::Disconnected) => break,
+                    Ok(News::Round) => tell(SweepEvent::Round),
+                    Ok(News::Done(index, outcome)) => {
                         if let Some(Planned { point, .. }) = points.get(index) {
                             tell(SweepEvent::Point { point, outcome: &outcome });
                         }
@@ -326,13 +340,14 @@ fn run_point(
         }
         _ => {}
     };
-    let ended = session.run(run, &settings.trainer_name, follower, stop, &mut also);
+    let ended = session.run(run, &settings.trainer_name, target, follower, stop, &mut also);
     let ended = ended.map_err(|error| line(&error))?;
     if ended.interrupted() {
         return Ok(None);
     }
-    ended.write(&target).map_err(|error| line(&error))?;
-    match (ended.problem(), declined) {
+    let problem = ended.problem();
+    ended.write().map_err(|error| line(&error))?;
+    match (problem, declined) {
         (None, _) => {}
         (Some(problem), None) => return Err(problem),
         (Some(problem), Some(declined)) => return Err(format!("{problem} ({declined})")),

@@ -3,29 +3,41 @@
 //! Every call that can fail goes through tch's `f_` variants, so a refusal of libtorch is a
 //! [`TrainError::Torch`], never a panic. libtorch's own random generator is never used.
 
-mod batch;
+mod convolution;
+mod elementwise;
+mod linear;
+mod loss;
+mod memory;
 mod network;
+mod normalisation;
 mod parameters;
+mod pooling;
 mod sgd;
+mod slots;
 mod threads;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use tch::{Reduction, TchError, Tensor};
+use tch::TchError;
 
 use tributary_common::job::{Job, Model};
+use tributary_common::model::Layout;
 use tributary_common::record::{Metrics, one_line};
+use tributary_common::rng::{Purpose, Stream};
 
-use self::batch::Batch;
+use self::linear::Target;
 use self::network::Network;
 use self::parameters::Parameters;
 use self::sgd::Sgd;
 use super::batches::Batches;
-use super::{ClientUpdate, Task, TrainError, Trainer, check, count, no_confusion};
+use super::{
+    ClientUpdate, EVALUATION_BATCH, Objective, Task, TrainError, Trainer, check, count, no_confusion,
+};
+use crate::data::Split;
 use crate::shard::Shard;
 
-/// Examples per forward pass of an evaluation: bounds its memory.
-const EVALUATION_BATCH: usize = 500;
+/// Examples per forward pass of an evaluation, a divisor of [`EVALUATION_BATCH`]: their values stay in a core's cache.
+const EVALUATION_PART: usize = 100;
 
 impl From<TchError> for TrainError {
     fn from(error: TchError) -> Self {
@@ -39,19 +51,68 @@ impl From<TchError> for TrainError {
 /// Create and use it on a thread of your own (`std::thread`), never on tokio's pools: libtorch keeps its number of
 /// threads per operating system thread, and only one intra-op thread gives the same bits everywhere. Each thread
 /// is set to one before its first tensor, here and again in every call, so a trainer may move between such threads.
-/// Buffers are kept from call to call and grow to the largest model seen; no state is.
+/// Buffers are kept from call to call and grow to the largest model and batch seen; no state is.
 #[derive(Default)]
 pub struct TorchTrainer {
     prepared: Option<Prepared>,
-    batch: Batch,
+    objective: Option<Box<dyn Objective>>,
+    labels: Vec<usize>,
+    /// Model and gradient in the order of the layout, for an objective.
+    for_objective: [Vec<f32>; 2],
 }
 
 /// What is built once per model and used again for every client.
 struct Prepared {
     model: Model,
-    network: Network,
+    layout: Layout,
     parameters: Parameters,
     sgd: Sgd,
+    /// Adds each step's change to the values within its matrix products.
+    plain: Option<Network>,
+    /// Leaves each step's gradient for the update rule.
+    general: Option<Network>,
+    evaluating: Option<Network>,
+}
+
+impl Prepared {
+    fn new(job: &Job) -> Result<Self, TrainError> {
+        let layout = job.layout()?;
+        let parameters = Parameters::new(&layout)?;
+        let (plain, general, evaluating) = (None, None, None);
+        Ok(Self {
+            model: job.model.clone(),
+            layout,
+            parameters,
+            sgd: Sgd::default(),
+            plain,
+            general,
+            evaluating,
+        })
+    }
+
+    /// The network for `target`, with the parameters that it computes on.
+    fn network(
+        &mut self,
+        target: Option<Target>,
+    ) -> Result<(&mut Network, &mut Parameters, &mut Sgd), TrainError> {
+        let Self { model, layout, parameters, sgd, plain, general, evaluating } = self;
+        let kept = match target {
+            Some(Target::Values) => plain,
+            Some(Target::Gradient) => general,
+            None => evaluating,
+        };
+        let network = match kept.take() {
+            Some(network) => network,
+            None => {
+                if target == Some(Target::Gradient) {
+                    parameters.make_gradient()?;
+                }
+                let layers = model.network().map_err(tributary_common::job::JobError::from)?;
+                Network::new(layers.layers(), &model.inputs, layout, target)?
+            }
+        };
+        Ok((kept.insert(network), parameters, sgd))
+    }
 }
 
 impl TorchTrainer {
@@ -61,22 +122,18 @@ impl TorchTrainer {
         Self::default()
     }
 
-    /// The network and buffers for the model of `job`, from the last call where it was the same.
+    /// A trainer whose clients minimise the job's loss and the terms of `objective`.
+    pub fn with_objective(objective: Box<dyn Objective>) -> Self {
+        Self { objective: Some(objective), ..Self::new() }
+    }
+
+    /// What is kept for the model of `job`: from the last call, where it was the same.
     fn prepare<'a>(kept: &'a mut Option<Prepared>, job: &Job) -> Result<&'a mut Prepared, TrainError> {
-        if let Some(other) = kept.take_if(|kept| kept.model != job.model) {
-            drop(other);
-        }
+        // Dropped before the next is made: two large models need not be in memory at once.
+        drop(kept.take_if(|kept| kept.model != job.model));
         let prepared = match kept.take() {
             Some(prepared) => prepared,
-            None => {
-                let layout = job.layout()?;
-                Prepared {
-                    model: job.model.clone(),
-                    network: Network::new(&job.model, &layout)?,
-                    parameters: Parameters::new(&layout)?,
-                    sgd: Sgd::default(),
-                }
-            }
+            None => Prepared::new(job)?,
         };
         Ok(kept.insert(prepared))
     }
@@ -84,17 +141,28 @@ impl TorchTrainer {
 
 impl Trainer for TorchTrainer {
     /// Minimises the mean cross-entropy by mini-batch SGD with momentum, weight decay and, for FedProx, the
-    /// proximal term, for [`tributary_common::job::Train::steps`] steps.
+    /// proximal term, for [`Task::steps`] steps.
     fn train(&mut self, task: &Task, shard: &Shard, stop: &AtomicBool) -> Result<ClientUpdate, TrainError> {
         threads::one_intra_op_thread();
+        let _no_graph = tch::no_grad_guard();
         let job = &task.job;
-        let Prepared { network, parameters, sgd, .. } = Self::prepare(&mut self.prepared, job)?;
-        check(job, parameters.values().len(), &task.model, shard)?;
+        let prepared = Self::prepare(&mut self.prepared, job)?;
+        check(job, prepared.parameters.len(), &task.model, shard)?;
         if shard.is_empty() {
             return Err(TrainError::NoExamples);
         }
-        parameters.values_mut().copy_from_slice(&task.model);
-        sgd.start(job, task.round, task.model.len());
+        prepared.sgd.start(job, task.round, task.model.len());
+        let plain = prepared.sgd.is_plain() && self.objective.is_none();
+        let target = if plain { Target::Values } else { Target::Gradient };
+        let (network, parameters, sgd) = prepared.network(Some(target))?;
+        parameters.load(&task.model);
+        if !plain {
+            parameters.keep_start();
+        }
+        if let Some(objective) = &mut self.objective {
+            objective.begin(task, shard.len() as u64);
+        }
+        let mut dropout = Stream::new(job.seed, Purpose::Dropout, task.round, task.client.as_str());
         let mut batches = Batches::new(task, shard.len());
         let steps = task.steps(shard.len() as u64);
         let (mut loss_sum, mut seen) = (0.0, 0);
@@ -102,62 +170,102 @@ impl Trainer for TorchTrainer {
             if stop.load(Ordering::Relaxed) {
                 return Err(TrainError::Cancelled);
             }
-            let positions = batches.next();
-            let examples = positions.iter().filter_map(|position| shard.indices.get(*position as usize));
-            let (features, labels) = self.batch.gather(&shard.examples, &job.model.inputs, examples)?;
-            let logits = network.forward(parameters.leaves(), features)?;
-            let loss = cross_entropy(&logits, &labels, Reduction::Mean)?;
-            let gradients = Tensor::f_run_backward(&[&loss], parameters.leaves(), false, false)?;
-            let loss = loss.f_double_value(&[])?;
+            let positions =
+                batches.next().iter().filter_map(|position| shard.indices.get(*position as usize));
+            let examples = take_batch(network, parameters, &mut self.labels, &shard.examples, positions)?;
+            network.forward(parameters, examples, Some(&mut dropout))?;
+            let mean = 1.0 / examples.max(1) as f64;
+            let scale = if plain { -f64::from(sgd.learning_rate()) * mean } else { mean };
+            let loss = network.loss(&self.labels, scale);
             if !loss.is_finite() {
                 return Err(TrainError::Diverged { step });
             }
-            loss_sum += loss * positions.len() as f64;
-            seen += positions.len();
-            parameters.update(&gradients, |range, values, gradient| {
-                if let Some(start) = task.model.get(range.clone()) {
-                    sgd.step(range, values, gradient, start);
+            loss_sum += loss;
+            seen += examples;
+            network.backward(parameters, examples)?;
+            if !plain {
+                if let Some(objective) = &mut self.objective {
+                    let [model, gradient] = &mut self.for_objective;
+                    parameters.to_layout(parameters.values.values(), model);
+                    parameters.to_layout(parameters.gradient.values(), gradient);
+                    objective.gradient(step, model, gradient);
+                    parameters.set_gradient(gradient);
                 }
-            })?;
+                let Parameters { values, gradient, start, .. } = parameters;
+                sgd.step(values.values_mut(), gradient.values(), start);
+            }
         }
-        let delta: Vec<f32> = parameters.values().iter().zip(task.model.iter()).map(|(w, s)| w - s).collect();
-        if delta.iter().any(|value| !value.is_finite()) {
+        let delta = parameters.change_since(&task.model);
+        if !all_finite(&delta) {
             return Err(TrainError::Diverged { step: steps });
+        }
+        if let Some(objective) = &mut self.objective {
+            objective.finish(task, steps, &delta);
         }
         Ok(ClientUpdate { delta, examples: shard.len() as u64, loss: loss_sum / seen.max(1) as f64 })
     }
 
-    /// Sums the per-example losses in the order of the shard.
+    /// Sums the per-example losses of each [`EVALUATION_BATCH`] examples in the order of the shard, and then the sums.
     fn evaluate(&mut self, job: &Job, model: &[f32], shard: &Shard) -> Result<Metrics, TrainError> {
         threads::one_intra_op_thread();
-        let Prepared { network, parameters, .. } = Self::prepare(&mut self.prepared, job)?;
-        check(job, parameters.values().len(), model, shard)?;
+        let _no_graph = tch::no_grad_guard();
+        let prepared = Self::prepare(&mut self.prepared, job)?;
+        check(job, prepared.parameters.len(), model, shard)?;
         if shard.is_empty() {
             return Ok(Metrics::default());
         }
-        parameters.values_mut().copy_from_slice(model);
+        let (network, parameters, _) = prepared.network(None)?;
+        parameters.load(model);
         let classes = job.model.classes;
         let mut metrics = Metrics { confusion: no_confusion(classes), ..Metrics::default() };
-        let _no_graph = tch::no_grad_guard();
-        for indices in shard.indices.chunks(EVALUATION_BATCH) {
-            let (features, labels) = self.batch.gather(&shard.examples, &job.model.inputs, indices.iter())?;
-            let logits = network.forward(parameters.leaves(), features)?;
-            let losses: Vec<f32> = (&cross_entropy(&logits, &labels, Reduction::None)?).try_into()?;
-            let predicted: Vec<i64> = (&logits.f_argmax(1, false)?).try_into()?;
-            metrics.loss_sum += losses.iter().map(|loss| f64::from(*loss)).sum::<f64>();
-            let labels = indices.iter().filter_map(|index| shard.examples.labels.get(*index as usize));
-            for (label, predicted) in labels.zip(predicted) {
-                count(&mut metrics, classes, *label, predicted);
+        for batch in shard.indices.chunks(EVALUATION_BATCH) {
+            let mut loss_sum = 0.0;
+            for part in batch.chunks(EVALUATION_PART) {
+                let examples =
+                    take_batch(network, parameters, &mut self.labels, &shard.examples, part.iter())?;
+                let logits = network.forward(parameters, examples, None)?;
+                for (logits, label) in logits.chunks_exact(classes).zip(&self.labels) {
+                    let (loss, predicted) = loss::cross_entropy(logits, *label);
+                    loss_sum += loss;
+                    count(&mut metrics, classes, *label as i64, predicted as i64);
+                }
             }
+            metrics.loss_sum += loss_sum;
         }
         if metrics.loss_sum.is_finite() { Ok(metrics) } else { Err(TrainError::LossNotFinite) }
     }
 }
 
-/// Cross-entropy of softmax(`logits`) against class numbers; every label is a class, so none is ignored.
-fn cross_entropy(logits: &Tensor, labels: &Tensor, reduction: Reduction) -> Result<Tensor, TchError> {
-    logits.f_cross_entropy_loss(labels, None::<Tensor>, reduction, -100, 0.0)
+/// Puts the examples at `indices`, which [`check`] has seen, into the network; their labels into `labels`. Returns
+/// how many they are.
+fn take_batch<'a>(
+    network: &mut Network,
+    parameters: &Parameters,
+    labels: &mut Vec<usize>,
+    examples: &Split,
+    indices: impl Iterator<Item = &'a u32> + Clone,
+) -> Result<usize, TchError> {
+    let count = indices.clone().count();
+    network.bind(parameters, count)?;
+    labels.clear();
+    let row = examples.features.len().checked_div(examples.labels.len()).unwrap_or_default();
+    for (at, index) in indices.enumerate() {
+        let index = *index as usize;
+        network.take(at, examples.features.get(index * row..(index + 1) * row).unwrap_or_default());
+        labels
+            .push(examples.labels.get(index).map_or(0, |label| usize::try_from(*label).unwrap_or_default()));
+    }
+    Ok(count)
 }
 
+/// Whether every value is a finite number.
+fn all_finite(values: &[f32]) -> bool {
+    // A finite number has another exponent than all ones. As a maximum of integers this takes one pass of vectors.
+    let magnitude = |value: &f32| value.to_bits() & 0x7fff_ffff;
+    values.iter().map(magnitude).fold(0, u32::max) < f32::INFINITY.to_bits()
+}
+
+#[cfg(test)]
+mod reference;
 #[cfg(test)]
 mod tests;

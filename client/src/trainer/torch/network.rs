@@ -1,237 +1,483 @@
-//! The built-in architectures as lists of layers over the tensors of a layout.
+//! A network's layers compiled into stages over slots: one forward pass, one backward pass, no graph in between.
+//!
+//! libtorch computes the matrix products; what lies between them are loops over the same memory. Against libtorch's
+//! own autograd this saves the graph, the allocations and the copies, which on a client's small batches cost more
+//! than the arithmetic. Tests compare every gradient with autograd's.
 
-use tch::{TchError, Tensor};
+use std::collections::BTreeMap;
 
-use tributary_common::job::Model;
-use tributary_common::model::{Architecture, GROUP_NORM_GROUPS, Layout};
+use tch::TchError;
 
-/// GroupNorm's ε, PyTorch's default.
-const GROUP_NORM_EPSILON: f64 = 1e-5;
+use tributary_common::model::{Layer, Layout};
+use tributary_common::rng::Stream;
 
-/// One layer; `weight` and `bias` are positions in the layout's tensors.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) enum Layer {
-    /// `[n, …]` to `[n, features]`.
-    Flatten,
-    /// The same `[n, c, h, w]` with its memory in the order n, h, w, c, which pooling is faster on.
-    ChannelsLast,
-    /// `x·Wᵀ + b`.
-    Linear { weight: usize, bias: usize },
-    /// Two-dimensional convolution with the same stride and zero padding on both axes.
-    Convolution { weight: usize, bias: usize, stride: i64, padding: i64 },
-    /// Normalisation over [`GROUP_NORM_GROUPS`] groups of channels.
-    GroupNorm { weight: usize, bias: usize },
-    /// `max(x, 0)`.
-    Relu,
-    /// Maximum over square windows.
-    MaxPool { size: i64, stride: i64 },
-    /// `[n, c, h, w]` to `[n, c]`.
-    GlobalAveragePool,
-    /// `body(x) + shortcut(x)`; an empty shortcut is the identity.
-    Residual { body: Vec<Layer>, shortcut: Vec<Layer> },
+use super::convolution::{self, Convolution, Image};
+use super::elementwise;
+use super::linear::{self, Linear, Target};
+use super::loss;
+use super::normalisation::{GroupNorm, Moments};
+use super::parameters::Parameters;
+use super::pooling::Pool;
+use super::slots::Slots;
+
+/// Most batch sizes that a network stays bound to; each costs a few kilobytes beside the unfolded windows.
+const BOUND_SIZES: usize = 32;
+/// Most pixels of a pooling window: a choice among them is kept in two bytes.
+const POOL_PIXELS: usize = 1 << 16;
+
+/// One step of the computation.
+#[derive(Debug, Clone)]
+enum Stage {
+    Linear(Linear),
+    Convolution(Convolution),
+    GroupNorm(GroupNorm),
+    MaxPool(Pool),
+    AveragePool(Pool),
+    /// Images to flat rows in PyTorch's order.
+    Flatten {
+        from: usize,
+        into: usize,
+        image: Image,
+    },
+    Relu {
+        slot: usize,
+    },
+    Tanh {
+        slot: usize,
+    },
+    Dropout {
+        slot: usize,
+        probability: f64,
+    },
+    /// The same values in a second slot, so that the first stay as they are.
+    Copy {
+        from: usize,
+        into: usize,
+    },
+    /// The same values in a second slot, for a second branch.
+    Fork {
+        from: usize,
+        into: usize,
+    },
+    /// Adds the values of `from` to those of `into`.
+    Join {
+        from: usize,
+        into: usize,
+    },
 }
 
-/// One architecture, ready to compute.
+/// What a stage keeps between its way forward and its way back, for one batch size.
+enum Kept {
+    Nothing,
+    Linear(linear::Bound),
+    Convolution(convolution::Bound),
+    Moments(Moments),
+    Chosen(Vec<u16>),
+    Factors(Vec<f32>),
+}
+
+/// The shape of a slot's values for one example.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Shape {
+    Flat(usize),
+    Image(Image),
+}
+
+impl Shape {
+    fn values(self) -> usize {
+        match self {
+            Shape::Flat(values) => values,
+            Shape::Image(image) => image.values(),
+        }
+    }
+}
+
+/// A network that computes. It keeps no state from batch to batch but its memory.
 pub(super) struct Network {
-    layers: Vec<Layer>,
+    stages: Vec<Stage>,
+    /// Values per example, slot by slot; slot 0 takes the batch.
+    sizes: Vec<usize>,
+    input: Shape,
+    logits: usize,
+    classes: usize,
+    /// The first stage with parameters: nothing before it needs slopes.
+    first: usize,
+    target: Option<Target>,
+    /// Examples for which there is room.
+    room: usize,
+    slots: Slots,
+    bound: BTreeMap<usize, Vec<Kept>>,
 }
 
 impl Network {
-    /// The network of `model`, whose tensors lie as in `layout`.
-    ///
-    /// Pooling comes before ReLU: the two commute exactly, in values and in gradients, and this order is cheaper.
-    pub(super) fn new(model: &Model, layout: &Layout) -> Result<Self, TchError> {
-        use Layer::{ChannelsLast, Flatten, GlobalAveragePool, MaxPool, Relu};
-        let named = Named(layout);
-        let layers = match model.architecture {
-            Architecture::Logistic => vec![Flatten, named.linear("linear")?],
-            Architecture::Mlp | Architecture::TwoNn => {
-                let mut layers = vec![Flatten];
-                for number in 1..=layout.tensors().len() / 2 {
-                    if number > 1 {
-                        layers.push(Relu);
+    /// Compiles `layers`, which were checked against `inputs`, over the tensors of `layout`. Without a `target` the
+    /// network evaluates and cannot go back.
+    pub(super) fn new(
+        layers: &[Layer],
+        inputs: &[usize],
+        layout: &Layout,
+        target: Option<Target>,
+    ) -> Result<Self, TchError> {
+        let flat = matches!(layers.first(), Some(Layer::Flatten | Layer::Linear { .. }) | None);
+        let input = match *inputs {
+            [channels, height, width] if !flat => Shape::Image(Image { height, width, channels }),
+            _ => Shape::Flat(inputs.iter().product()),
+        };
+        let mut compiler = Compiler { layout, stages: Vec::new(), sizes: vec![input.values()] };
+        let (logits, shape) = compiler.layers(layers, 0, input)?;
+        let Compiler { stages, sizes, .. } = compiler;
+        let has_parameters =
+            |stage: &Stage| matches!(stage, Stage::Linear(_) | Stage::Convolution(_) | Stage::GroupNorm(_));
+        let first = stages.iter().position(has_parameters).unwrap_or(stages.len());
+        let slots = Slots::new(&sizes, 0, false)?;
+        let classes = shape.values();
+        Ok(Self {
+            stages,
+            sizes,
+            input,
+            logits,
+            classes,
+            first,
+            target,
+            room: 0,
+            slots,
+            bound: BTreeMap::new(),
+        })
+    }
+
+    /// Makes ready for batches of `examples`, which must be done before any of the calls below for that size.
+    pub(super) fn bind(&mut self, parameters: &Parameters, examples: usize) -> Result<(), TchError> {
+        if examples > self.room {
+            self.bound.clear();
+            self.slots = Slots::new(&self.sizes, examples, self.target.is_some())?;
+            self.room = examples;
+        }
+        if self.bound.contains_key(&examples) {
+            return Ok(());
+        }
+        if self.bound.len() >= BOUND_SIZES {
+            self.bound.clear();
+        }
+        let keep = |(at, stage): (usize, &Stage)| -> Result<Kept, TchError> {
+            let slopes = at > self.first;
+            Ok(match stage {
+                Stage::Linear(layer) => {
+                    Kept::Linear(layer.bind(&self.slots, parameters, examples, self.target, slopes)?)
+                }
+                Stage::Convolution(layer) => {
+                    Kept::Convolution(layer.bind(&self.slots, parameters, examples, self.target, slopes)?)
+                }
+                Stage::GroupNorm(_) => Kept::Moments(Moments::default()),
+                Stage::MaxPool(_) => Kept::Chosen(Vec::new()),
+                Stage::Dropout { .. } => Kept::Factors(Vec::new()),
+                _ => Kept::Nothing,
+            })
+        };
+        let kept = self.stages.iter().enumerate().map(keep).collect::<Result<Vec<_>, _>>()?;
+        self.bound.insert(examples, kept);
+        Ok(())
+    }
+
+    /// Copies an example, in the order of the data, to place `at` of the batch.
+    pub(super) fn take(&mut self, at: usize, example: &[f32]) {
+        let each = self.input.values();
+        let Some(into) = self.slots.value_mut(0).get_mut(at * each..(at + 1) * each) else { return };
+        match self.input {
+            Shape::Image(image) if image.channels > 1 => {
+                elementwise::transpose(example, into, image.height * image.width);
+            }
+            _ => into.copy_from_slice(example),
+        }
+    }
+
+    /// The logits of the batch, row by row; with a stream, as in training.
+    pub(super) fn forward(
+        &mut self,
+        parameters: &Parameters,
+        examples: usize,
+        mut dropout: Option<&mut Stream>,
+    ) -> Result<&[f32], TchError> {
+        let Self { stages, sizes, slots, bound, .. } = self;
+        let kept = bound.get_mut(&examples).map(Vec::as_mut_slice).unwrap_or_default();
+        for (stage, kept) in stages.iter().zip(kept) {
+            match (stage, kept) {
+                (Stage::Linear(layer), Kept::Linear(bound)) => layer.forward(bound, slots, parameters)?,
+                (Stage::Convolution(layer), Kept::Convolution(bound)) => {
+                    layer.forward(bound, slots, parameters)?
+                }
+                (Stage::GroupNorm(layer), Kept::Moments(moments)) => {
+                    layer.forward(moments, slots, parameters, examples);
+                }
+                (Stage::MaxPool(pool), Kept::Chosen(chosen)) => pool.forward_maximum(slots, examples, chosen),
+                (Stage::AveragePool(pool), _) => pool.forward_mean(slots, examples),
+                (Stage::Flatten { from, into, image }, _) => {
+                    elementwise::flatten(slots, (*from, *into), *image, examples);
+                }
+                (Stage::Relu { slot }, _) => {
+                    elementwise::relu(&mut slots.value_mut(*slot)[..examples * sizes[*slot]]);
+                }
+                (Stage::Tanh { slot }, _) => {
+                    elementwise::tanh(&mut slots.value_mut(*slot)[..examples * sizes[*slot]]);
+                }
+                (Stage::Dropout { slot, probability }, Kept::Factors(factors)) => {
+                    if let Some(stream) = dropout.as_deref_mut() {
+                        let values = &mut slots.value_mut(*slot)[..examples * sizes[*slot]];
+                        elementwise::dropout(values, *probability, stream, factors);
                     }
-                    layers.push(named.linear(&format!("linear{number}"))?);
                 }
-                layers
-            }
-            Architecture::SmallCnn => vec![
-                named.convolution("conv1", 2, 2)?,
-                ChannelsLast,
-                MaxPool { size: 2, stride: 1 },
-                Relu,
-                named.convolution("conv2", 2, 0)?,
-                MaxPool { size: 2, stride: 1 },
-                Relu,
-                Flatten,
-                named.linear("linear1")?,
-                Relu,
-                named.linear("linear2")?,
-            ],
-            Architecture::McmahanCnn => vec![
-                named.convolution("conv1", 1, 2)?,
-                MaxPool { size: 2, stride: 2 },
-                Relu,
-                named.convolution("conv2", 1, 2)?,
-                MaxPool { size: 2, stride: 2 },
-                Relu,
-                Flatten,
-                named.linear("linear1")?,
-                Relu,
-                named.linear("linear2")?,
-            ],
-            Architecture::Lenet => vec![
-                named.convolution("conv1", 1, 2)?,
-                MaxPool { size: 2, stride: 2 },
-                Relu,
-                named.convolution("conv2", 1, 0)?,
-                MaxPool { size: 2, stride: 2 },
-                Relu,
-                Flatten,
-                named.linear("linear1")?,
-                Relu,
-                named.linear("linear2")?,
-                Relu,
-                named.linear("linear3")?,
-            ],
-            Architecture::Resnet8Gn => {
-                let mut layers = vec![named.convolution("stem", 1, 1)?, named.group_norm("stem_norm")?, Relu];
-                for (stage, stride) in [(1, 1), (2, 2), (3, 2)] {
-                    let name = |part: &str| format!("stage{stage}.{part}");
-                    let body = vec![
-                        named.convolution(&name("conv1"), stride, 1)?,
-                        named.group_norm(&name("norm1"))?,
-                        Relu,
-                        named.convolution(&name("conv2"), 1, 1)?,
-                        named.group_norm(&name("norm2"))?,
-                    ];
-                    // The first stage keeps size and channels, so its shortcut is the identity.
-                    let shortcut = match stride {
-                        1 => Vec::new(),
-                        _ => vec![named.convolution(&name("shortcut"), stride, 0)?],
-                    };
-                    layers.extend([Layer::Residual { body, shortcut }, Relu]);
+                (Stage::Copy { from, into } | Stage::Fork { from, into }, _) => {
+                    let (values, copy) = slots.values_pair(*from, *into);
+                    let length = examples * sizes[*from];
+                    copy[..length].copy_from_slice(&values[..length]);
                 }
-                layers.extend([GlobalAveragePool, named.linear("linear")?]);
-                layers
-            }
-        };
-        Ok(Self { layers })
-    }
-
-    /// The layers, in order.
-    #[cfg(test)]
-    pub(super) fn layers(&self) -> &[Layer] {
-        &self.layers
-    }
-
-    /// Logits `[n, classes]` of a batch `[n, …inputs]`, with `parameters` in the order of the layout.
-    pub(super) fn forward(&self, parameters: &[Tensor], batch: Tensor) -> Result<Tensor, TchError> {
-        run(&self.layers, parameters, batch)
-    }
-}
-
-fn run(layers: &[Layer], parameters: &[Tensor], batch: Tensor) -> Result<Tensor, TchError> {
-    layers.iter().try_fold(batch, |input, layer| layer.forward(parameters, &input))
-}
-
-impl Layer {
-    fn forward(&self, parameters: &[Tensor], input: &Tensor) -> Result<Tensor, TchError> {
-        let of = |index: usize| {
-            parameters.get(index).ok_or_else(|| TchError::Shape(format!("there is no tensor {index}")))
-        };
-        match *self {
-            Layer::Flatten => input.f_flatten(1, -1),
-            Layer::ChannelsLast => input.f_permute([0, 2, 3, 1])?.f_contiguous()?.f_permute([0, 3, 1, 2]),
-            Layer::Linear { weight, bias } => input.f_linear(of(weight)?, Some(of(bias)?)),
-            Layer::Convolution { weight, bias, stride, padding } => {
-                input.f_conv2d(of(weight)?, Some(of(bias)?), [stride, stride], [padding, padding], [1, 1], 1)
-            }
-            Layer::GroupNorm { weight, bias } => input.f_group_norm(
-                GROUP_NORM_GROUPS as i64,
-                Some(of(weight)?),
-                Some(of(bias)?),
-                GROUP_NORM_EPSILON,
-                false,
-            ),
-            Layer::Relu => input.f_relu(),
-            Layer::MaxPool { size, stride } => {
-                input.f_max_pool2d([size, size], [stride, stride], [0, 0], [1, 1], false)
-            }
-            Layer::GlobalAveragePool => input.f_mean_dim([2i64, 3].as_slice(), false, None),
-            Layer::Residual { ref body, ref shortcut } => {
-                let skipped = run(shortcut, parameters, input.shallow_clone())?;
-                run(body, parameters, input.shallow_clone())?.f_add(&skipped)
+                (Stage::Join { from, into }, _) => {
+                    let (values, sum) = slots.values_pair(*from, *into);
+                    let length = examples * sizes[*into];
+                    sum[..length].iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
+                }
+                _ => {}
             }
         }
-    }
-}
-
-/// Layers by the names of their tensors.
-struct Named<'a>(&'a Layout);
-
-impl Named<'_> {
-    fn position(&self, layer: &str, part: &str) -> Result<usize, TchError> {
-        let name = format!("{layer}.{part}");
-        let found = self.0.tensors().binary_search_by(|tensor| tensor.name().cmp(name.as_str()));
-        found.map_err(|_| TchError::TensorNameNotFound(name, "the architecture's layout".into()))
+        let logits = self.slots.value(self.logits).values();
+        Ok(logits.get(..examples * self.classes).unwrap_or_default())
     }
 
-    fn linear(&self, name: &str) -> Result<Layer, TchError> {
-        Ok(Layer::Linear { weight: self.position(name, "weight")?, bias: self.position(name, "bias")? })
+    /// Sets the slopes of `scale` times the sum of the losses of the batch that went forward last, and returns that
+    /// sum.
+    pub(super) fn loss(&mut self, labels: &[usize], scale: f64) -> f64 {
+        let length = labels.len() * self.classes;
+        let (logits, slopes) = self.slots.value_and_slope_mut(self.logits);
+        loss::slopes(&logits[..length], labels, self.classes, scale, &mut slopes[..length])
     }
 
-    fn convolution(&self, name: &str, stride: i64, padding: i64) -> Result<Layer, TchError> {
-        let (weight, bias) = (self.position(name, "weight")?, self.position(name, "bias")?);
-        Ok(Layer::Convolution { weight, bias, stride, padding })
-    }
-
-    fn group_norm(&self, name: &str) -> Result<Layer, TchError> {
-        Ok(Layer::GroupNorm { weight: self.position(name, "weight")?, bias: self.position(name, "bias")? })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::super::tests::{blobs, every_architecture};
-    use super::super::batch::Batch;
-    use super::super::parameters::Parameters;
-    use super::super::{cross_entropy, threads};
-    use super::*;
-
-    /// The architectures are published with ReLU before pooling and say nothing of memory order.
-    #[test]
-    fn pooling_before_relu_changes_nothing() {
-        threads::one_intra_op_thread();
-        let with_both = |job: &tributary_common::job::Job| {
-            ["small-cnn", "mcmahan-cnn", "lenet"].contains(&job.model.architecture.name())
-        };
-        for job in every_architecture().into_iter().filter(with_both) {
-            let layout = job.layout().unwrap();
-            let fast = Network::new(&job.model, &layout).unwrap();
-            let mut published = Network { layers: fast.layers.clone() };
-            for index in 1..published.layers.len() {
-                if matches!(published.layers[index - 1..=index], [Layer::MaxPool { .. }, Layer::Relu]) {
-                    published.layers.swap(index - 1, index);
+    /// Carries the slopes back through the network and into the target.
+    pub(super) fn backward(&mut self, parameters: &mut Parameters, examples: usize) -> Result<(), TchError> {
+        let Self { stages, sizes, slots, bound, target, first, .. } = self;
+        let Some(target) = *target else { return Ok(()) };
+        let kept = bound.get_mut(&examples).map(Vec::as_mut_slice).unwrap_or_default();
+        for (stage, kept) in stages.iter().zip(kept).skip(*first).rev() {
+            match (stage, kept) {
+                (Stage::Linear(layer), Kept::Linear(bound)) => {
+                    layer.backward(bound, slots, parameters, target)?
                 }
+                (Stage::Convolution(layer), Kept::Convolution(bound)) => {
+                    layer.backward(bound, slots, parameters, target)?;
+                }
+                (Stage::GroupNorm(layer), Kept::Moments(moments)) => {
+                    layer.backward(moments, slots, parameters, target, examples);
+                }
+                (Stage::MaxPool(pool), Kept::Chosen(chosen)) => {
+                    pool.backward_maximum(slots, examples, chosen)
+                }
+                (Stage::AveragePool(pool), _) => pool.backward_mean(slots, examples),
+                (Stage::Flatten { from, into, image }, _) => {
+                    elementwise::flatten_slopes(slots, (*from, *into), *image, examples);
+                }
+                (Stage::Relu { slot }, _) => {
+                    let (values, slopes) = slots.value_and_slope_mut(*slot);
+                    elementwise::relu_slopes(values, &mut slopes[..examples * sizes[*slot]]);
+                }
+                (Stage::Tanh { slot }, _) => {
+                    let (values, slopes) = slots.value_and_slope_mut(*slot);
+                    elementwise::tanh_slopes(values, &mut slopes[..examples * sizes[*slot]]);
+                }
+                (Stage::Dropout { slot, .. }, Kept::Factors(factors)) => {
+                    elementwise::scale(&mut slots.slope_mut(*slot)[..examples * sizes[*slot]], factors);
+                }
+                (Stage::Copy { from, into }, _) => {
+                    let (slopes, copy) = slots.slopes_pair(*into, *from);
+                    let length = examples * sizes[*from];
+                    copy[..length].copy_from_slice(&slopes[..length]);
+                }
+                // The other branch's slopes arrive in `into`, this branch's are in `from`.
+                (Stage::Fork { from, into }, _) => {
+                    let (other, sum) = slots.slopes_pair(*into, *from);
+                    let length = examples * sizes[*from];
+                    sum[..length].iter_mut().zip(other).for_each(|(sum, slope)| *sum += slope);
+                }
+                (Stage::Join { from, into }, _) => {
+                    let (slopes, copy) = slots.slopes_pair(*into, *from);
+                    let length = examples * sizes[*into];
+                    copy[..length].copy_from_slice(&slopes[..length]);
+                }
+                _ => {}
             }
-            let moved = published.layers.iter().zip(&fast.layers).filter(|(a, b)| a != b).count();
-            assert_eq!(moved, 4);
-            let shard = blobs(&job.model, 5, 0.5);
-            let mut parameters = Parameters::new(&layout).unwrap();
-            parameters.values_mut().copy_from_slice(&layout.initial(1));
-            let slopes = |network: &Network| {
-                let (features, labels) = Batch::default()
-                    .gather(&shard.examples, &job.model.inputs, shard.indices.iter())
-                    .unwrap();
-                let logits = network.forward(parameters.leaves(), features).unwrap();
-                let loss = cross_entropy(&logits, &labels, tch::Reduction::Mean).unwrap();
-                Tensor::f_run_backward(&[loss], parameters.leaves(), false, false).unwrap()
+        }
+        Ok(())
+    }
+}
+
+struct Compiler<'a> {
+    layout: &'a Layout,
+    stages: Vec<Stage>,
+    sizes: Vec<usize>,
+}
+
+impl Compiler<'_> {
+    fn layers(&mut self, layers: &[Layer], slot: usize, shape: Shape) -> Result<(usize, Shape), TchError> {
+        let mut at = (slot, shape);
+        let mut rest = layers;
+        // Pooling before ReLU: the two commute exactly, in values and in slopes, and this order is cheaper.
+        while let Some((layer, after)) = rest.split_first() {
+            (at, rest) = match (layer, after.split_first()) {
+                (Layer::Relu, Some((pool @ Layer::MaxPool { .. }, after))) => {
+                    let pooled = self.layer(pool, at.0, at.1)?;
+                    (self.layer(layer, pooled.0, pooled.1)?, after)
+                }
+                _ => (self.layer(layer, at.0, at.1)?, after),
             };
-            for (fast, published) in slopes(&fast).iter().zip(slopes(&published)) {
-                assert_eq!(fast.size(), published.size());
-                assert!(fast.equal(&published), "{}", job.model.architecture.name());
+        }
+        Ok(at)
+    }
+
+    fn layer(&mut self, layer: &Layer, slot: usize, shape: Shape) -> Result<(usize, Shape), TchError> {
+        let misfit = || TchError::Shape(format!("{layer:?} does not fit {shape:?}"));
+        match layer {
+            Layer::Flatten => match shape {
+                // Of one pixel or one channel, both orders are the same.
+                Shape::Image(image) if image.channels > 1 && image.height * image.width > 1 => {
+                    let into = self.slot(image.values());
+                    self.stages.push(Stage::Flatten { from: slot, into, image });
+                    Ok((into, Shape::Flat(image.values())))
+                }
+                _ => Ok((slot, Shape::Flat(shape.values()))),
+            },
+            Layer::Linear { name, inputs, outputs } => {
+                if shape.values() != *inputs {
+                    return Err(misfit());
+                }
+                let output = self.slot(*outputs);
+                let (weight, bias) = (self.range(name, "weight")?, self.range(name, "bias")?);
+                let layer = Linear { input: slot, output, weight, bias, inputs: *inputs, outputs: *outputs };
+                self.stages.push(Stage::Linear(layer));
+                Ok((output, Shape::Flat(*outputs)))
+            }
+            Layer::Convolution { name, inputs, outputs, size, stride, padding } => {
+                let Shape::Image(from) = shape else { return Err(misfit()) };
+                let into =
+                    window(from, (*size, *size), *stride, *padding).filter(|_| from.channels == *inputs);
+                let into = Image { channels: *outputs, ..into.ok_or_else(misfit)? };
+                let output = self.slot(into.values());
+                let (weight, bias) = (self.range(name, "weight")?, self.range(name, "bias")?);
+                let (size, stride, padding) = (*size, *stride, *padding);
+                let layer =
+                    Convolution { input: slot, output, weight, bias, from, into, size, stride, padding };
+                self.stages.push(Stage::Convolution(layer));
+                Ok((output, Shape::Image(into)))
+            }
+            Layer::GroupNorm { name, channels, groups } => {
+                // A row of features is an image of one pixel.
+                let image = match shape {
+                    Shape::Image(image) => image,
+                    Shape::Flat(channels) => Image { height: 1, width: 1, channels },
+                };
+                if image.channels != *channels {
+                    return Err(misfit());
+                }
+                let output = self.slot(image.values());
+                let (weight, bias) = (self.range(name, "weight")?, self.range(name, "bias")?);
+                let layer = GroupNorm { input: slot, output, weight, bias, image, groups: *groups };
+                self.stages.push(Stage::GroupNorm(layer));
+                Ok((output, shape))
+            }
+            Layer::MaxPool { size, stride } => {
+                self.pool(slot, shape, (*size, *size), *stride, Stage::MaxPool)
+            }
+            Layer::AveragePool { size, stride } => {
+                self.pool(slot, shape, (*size, *size), *stride, Stage::AveragePool)
+            }
+            Layer::GlobalAveragePool => {
+                let Shape::Image(image) = shape else { return Err(misfit()) };
+                let pooled = self.pool(slot, shape, (image.height, image.width), 1, Stage::AveragePool)?;
+                Ok((pooled.0, Shape::Flat(image.channels)))
+            }
+            Layer::Relu => self.in_place(slot, shape, |slot| Stage::Relu { slot }),
+            Layer::Tanh => self.in_place(slot, shape, |slot| Stage::Tanh { slot }),
+            Layer::Dropout { probability } => {
+                let probability = *probability;
+                self.in_place(slot, shape, |slot| Stage::Dropout { slot, probability })
+            }
+            Layer::Residual { body, shortcut } => {
+                let fork = self.slot(shape.values());
+                self.stages.push(Stage::Fork { from: slot, into: fork });
+                let (from, _) = self.layers(shortcut, fork, shape)?;
+                let (sum, shape) = self.layers(body, slot, shape)?;
+                // With an empty body the sum would overwrite what was forked.
+                let into = if sum == slot { self.copy(sum, shape) } else { self.free(sum, shape) };
+                self.stages.push(Stage::Join { from, into });
+                Ok((into, shape))
             }
         }
     }
+
+    fn slot(&mut self, values: usize) -> usize {
+        self.sizes.push(values);
+        self.sizes.len() - 1
+    }
+
+    fn copy(&mut self, from: usize, shape: Shape) -> usize {
+        let into = self.slot(shape.values());
+        self.stages.push(Stage::Copy { from, into });
+        into
+    }
+
+    /// A slot with the values of `slot` that may be changed in place: itself, unless a way back needs what it holds.
+    fn free(&mut self, slot: usize, shape: Shape) -> usize {
+        let needs = |stage: &Stage| match stage {
+            Stage::Relu { slot: of } | Stage::Tanh { slot: of } => *of == slot,
+            Stage::Linear(layer) => layer.input == slot,
+            Stage::Convolution(layer) => layer.input == slot,
+            Stage::GroupNorm(layer) => layer.input == slot,
+            _ => false,
+        };
+        if self.stages.iter().any(needs) { self.copy(slot, shape) } else { slot }
+    }
+
+    fn in_place(
+        &mut self,
+        slot: usize,
+        shape: Shape,
+        stage: impl FnOnce(usize) -> Stage,
+    ) -> Result<(usize, Shape), TchError> {
+        let slot = self.free(slot, shape);
+        self.stages.push(stage(slot));
+        Ok((slot, shape))
+    }
+
+    fn pool(
+        &mut self,
+        slot: usize,
+        shape: Shape,
+        size: (usize, usize),
+        stride: usize,
+        stage: fn(Pool) -> Stage,
+    ) -> Result<(usize, Shape), TchError> {
+        let misfit = || TchError::Shape(format!("a pool of {size:?} does not fit {shape:?}"));
+        let Shape::Image(from) = shape else { return Err(misfit()) };
+        let into = window(from, size, stride, 0).ok_or_else(misfit)?;
+        let output = self.slot(into.values());
+        let stage = stage(Pool { input: slot, output, from, into, window: size, stride });
+        if matches!(stage, Stage::MaxPool(_)) && size.0 * size.1 > POOL_PIXELS {
+            return Err(misfit());
+        }
+        self.stages.push(stage);
+        Ok((output, Shape::Image(into)))
+    }
+
+    fn range(&self, layer: &str, part: &str) -> Result<std::ops::Range<usize>, TchError> {
+        let name = format!("{layer}.{part}");
+        let tensor = self.layout.tensor(&name);
+        Ok(tensor.ok_or_else(|| TchError::TensorNameNotFound(name, "the layout".into()))?.range())
+    }
+}
+
+/// The image of the windows of `size` over `from`.
+fn window(from: Image, size: (usize, usize), stride: usize, padding: usize) -> Option<Image> {
+    let side =
+        |length: usize, size: usize| Some((length + 2 * padding).checked_sub(size)?.checked_div(stride)? + 1);
+    Some(Image {
+        height: side(from.height, size.0)?,
+        width: side(from.width, size.1)?,
+        channels: from.channels,
+    })
 }

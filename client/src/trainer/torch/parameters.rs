@@ -1,86 +1,128 @@
-//! A model's parameters shared between libtorch and Rust: one flat tensor, its views and its memory.
-//!
-//! The only unsafe code of the trainer: libtorch hands out its memory as a pointer.
-#![allow(unsafe_code)]
+//! A model's parameters as the engine computes with them, and the way from and to the order of the layout.
 
 use std::ops::Range;
-use std::slice;
 
-use tch::{Device, Kind, TchError, Tensor};
+use tch::TchError;
 
 use tributary_common::model::Layout;
 
-/// The parameters as one flat vector that belongs to libtorch, and as the named tensors of the layout.
+use super::memory::Memory;
+
+/// The flat vectors of one model: its values and, where the update rule needs them, their gradient.
+///
+/// The engine keeps images as height, width, channel, so it keeps a convolution's weight as
+/// `[out, height, width, in]` where the layout has PyTorch's `[out, in, height, width]`. Nothing else differs.
 pub(super) struct Parameters {
-    flat: Tensor,
-    length: usize,
-    /// Views of `flat`, in the order of the layout, that gradients are taken for.
-    leaves: Vec<Tensor>,
-    ranges: Vec<Range<usize>>,
+    /// The values.
+    pub(super) values: Memory,
+    /// The gradient of the last step; empty unless asked for.
+    pub(super) gradient: Memory,
+    /// The values at the start of a client's training; empty unless asked for.
+    pub(super) start: Vec<f32>,
+    reordered: Vec<Reordered>,
+}
+
+/// A convolution's weight of more than one input channel and pixel.
+struct Reordered {
+    range: Range<usize>,
+    inputs: usize,
+    area: usize,
+}
+
+impl Reordered {
+    /// The position in the layout's order of each value of `range`, in the engine's order.
+    fn positions(&self) -> impl Iterator<Item = usize> + use<> {
+        let (inputs, area, start) = (self.inputs, self.area, self.range.start);
+        let outputs = self.range.len() / (inputs * area).max(1);
+        (0..outputs).flat_map(move |output| {
+            let first = start + output * inputs * area;
+            (0..area).flat_map(move |pixel| (0..inputs).map(move |input| first + input * area + pixel))
+        })
+    }
 }
 
 impl Parameters {
-    /// Zeros, laid out as `layout`.
+    /// Zeros for a model laid out as `layout`.
     pub(super) fn new(layout: &Layout) -> Result<Self, TchError> {
-        let signed = |size: usize| i64::try_from(size).map_err(|_| TchError::Shape(size.to_string()));
-        let length = layout.parameters();
-        let flat = Tensor::f_zeros([signed(length)?], (Kind::Float, Device::Cpu))?;
-        let leaf = |tensor: &tributary_common::model::Tensor| {
-            let shape = tensor.shape().iter().map(|size| signed(*size)).collect::<Result<Vec<_>, _>>()?;
-            let part = flat.f_narrow(0, signed(tensor.offset())?, signed(tensor.elements())?)?;
-            part.f_view(shape.as_slice())?.f_detach()?.f_set_requires_grad(true)
+        let reordered = |tensor: &tributary_common::model::Tensor| match *tensor.shape() {
+            [_, inputs, height, width] if inputs > 1 && height * width > 1 => {
+                Some(Reordered { range: tensor.range(), inputs, area: height * width })
+            }
+            _ => None,
         };
-        let leaves = layout.tensors().iter().map(leaf).collect::<Result<Vec<_>, _>>()?;
-        let ranges = layout.tensors().iter().map(|tensor| tensor.range()).collect();
-        Ok(Self { flat, length, leaves, ranges })
+        Ok(Self {
+            values: Memory::zeros(layout.parameters())?,
+            gradient: Memory::zeros(0)?,
+            start: Vec::new(),
+            reordered: layout.tensors().iter().filter_map(reordered).collect(),
+        })
     }
 
-    /// The named tensors, in the order of the layout.
-    pub(super) fn leaves(&self) -> &[Tensor] {
-        &self.leaves
+    /// Length of the flat vector.
+    pub(super) fn len(&self) -> usize {
+        self.values.values().len()
     }
 
-    /// The flat vector.
-    pub(super) fn values(&self) -> &[f32] {
-        // SAFETY: `flat` is a contiguous CPU tensor of `length` f32, made in `new`, private and never resized, so
-        // the pointer is valid and aligned while `self` lives. Its memory is written only through `&mut self`:
-        // the leaves leave this module as shared references, and no caller runs an in-place operation on them.
-        unsafe { slice::from_raw_parts(self.flat.data_ptr().cast::<f32>(), self.length) }
-    }
-
-    /// The flat vector, to write; the leaves see it.
-    pub(super) fn values_mut(&mut self) -> &mut [f32] {
-        // SAFETY: as in `values`; `&mut self` makes this the only slice, and libtorch computes only in calls that
-        // borrow the leaves from `self`.
-        unsafe { slice::from_raw_parts_mut(self.flat.data_ptr().cast::<f32>(), self.length) }
-    }
-
-    /// Calls `pass(range, values, gradient)` for each tensor and its gradient, in the order of the layout.
-    pub(super) fn update(
-        &mut self,
-        gradients: &[Tensor],
-        mut pass: impl FnMut(Range<usize>, &mut [f32], &[f32]),
-    ) -> Result<(), TchError> {
-        if gradients.len() != self.leaves.len() {
-            return Err(TchError::Shape(format!("{} gradients", gradients.len())));
-        }
-        for (index, gradient) in gradients.iter().enumerate() {
-            let Some(range) = self.ranges.get(index).cloned() else { continue };
-            // Convolutions in channels-last give gradients in that order of memory.
-            let gradient = gradient.f_contiguous()?;
-            let fits = gradient.f_kind()? == Kind::Float
-                && gradient.device() == Device::Cpu
-                && gradient.numel() == range.len();
-            if !fits {
-                return Err(TchError::Shape(format!("gradient {index} has sizes {:?}", gradient.size())));
-            }
-            // SAFETY: a contiguous CPU tensor of `range.len()` f32 (checked above) that lives to the end of the
-            // iteration; `run_backward` made it, so it shares no memory with the parameters.
-            let gradient = unsafe { slice::from_raw_parts(gradient.data_ptr().cast::<f32>(), range.len()) };
-            if let Some(values) = self.values_mut().get_mut(range.clone()) {
-                pass(range, values, gradient);
+    /// Takes a model, in the order of the layout.
+    pub(super) fn load(&mut self, model: &[f32]) {
+        let values = self.values.values_mut();
+        values.copy_from_slice(model);
+        for part in &self.reordered {
+            let into = values.get_mut(part.range.clone()).unwrap_or_default();
+            for (value, at) in into.iter_mut().zip(part.positions()) {
+                *value = model.get(at).copied().unwrap_or_default();
             }
         }
+    }
+
+    /// Makes room for the gradient; to be called once, before a network is bound to it.
+    pub(super) fn make_gradient(&mut self) -> Result<(), TchError> {
+        self.gradient = Memory::zeros(self.len())?;
         Ok(())
+    }
+
+    /// Keeps the present values as the start.
+    pub(super) fn keep_start(&mut self) {
+        self.start.clear();
+        self.start.extend_from_slice(self.values.values());
+    }
+
+    /// The values less `model`, in the order of the layout.
+    pub(super) fn change_since(&self, model: &[f32]) -> Vec<f32> {
+        let values = self.values.values();
+        let mut change: Vec<f32> = values.iter().zip(model).map(|(new, old)| new - old).collect();
+        for part in &self.reordered {
+            let from = values.get(part.range.clone()).unwrap_or_default();
+            for (new, at) in from.iter().zip(part.positions()) {
+                if let (Some(change), Some(old)) = (change.get_mut(at), model.get(at)) {
+                    *change = new - old;
+                }
+            }
+        }
+        change
+    }
+
+    /// `vector` of the engine's order in the order of the layout.
+    pub(super) fn to_layout(&self, vector: &[f32], into: &mut Vec<f32>) {
+        into.clear();
+        into.extend_from_slice(vector);
+        for part in &self.reordered {
+            for (value, at) in vector.get(part.range.clone()).unwrap_or_default().iter().zip(part.positions())
+            {
+                into.get_mut(at).into_iter().for_each(|into| *into = *value);
+            }
+        }
+    }
+
+    /// Takes a gradient in the order of the layout.
+    pub(super) fn set_gradient(&mut self, gradient: &[f32]) {
+        let into = self.gradient.values_mut();
+        into.copy_from_slice(gradient);
+        for part in &self.reordered {
+            let into = into.get_mut(part.range.clone()).unwrap_or_default();
+            for (value, at) in into.iter_mut().zip(part.positions()) {
+                *value = gradient.get(at).copied().unwrap_or_default();
+            }
+        }
     }
 }

@@ -1,7 +1,5 @@
 //! The update rule: SGD with momentum, weight decay and FedProx's proximal term, in one pass over memory.
 
-use std::ops::Range;
-
 use tributary_common::job::{Algorithm, Job};
 
 /// PyTorch's `torch.optim.SGD` (no dampening, no Nesterov), with FedProx's term added to the gradient
@@ -27,20 +25,25 @@ impl Sgd {
             Algorithm::Fedavg => 0.0,
         };
         self.velocity.clear();
-        if !self.is_plain() {
+        if self.momentum != 0.0 {
             self.velocity.resize(parameters, 0.0);
         }
     }
 
     /// Whether the rule is `w ← w − η·g`. Decided by the values, not the names: FedProx with µ = 0 is FedAvg.
-    fn is_plain(&self) -> bool {
+    pub(super) fn is_plain(&self) -> bool {
         self.momentum == 0.0 && self.weight_decay == 0.0 && self.proximal_mu == 0.0
     }
 
-    /// One step for the parameters at `range` of the flat vector; the slices are theirs.
+    /// η of this round.
+    pub(super) fn learning_rate(&self) -> f32 {
+        self.learning_rate
+    }
+
+    /// One step for all parameters, from their gradient and the values at the start of training.
     ///
     /// g ← g + λ·w + µ·(w − w₀); v ← m·v + g; w ← w − η·v.
-    pub(super) fn step(&mut self, range: Range<usize>, values: &mut [f32], gradient: &[f32], start: &[f32]) {
+    pub(super) fn step(&mut self, values: &mut [f32], gradient: &[f32], start: &[f32]) {
         let rate = self.learning_rate;
         if self.is_plain() {
             for (value, slope) in values.iter_mut().zip(gradient) {
@@ -49,8 +52,15 @@ impl Sgd {
             return;
         }
         let (momentum, decay, mu) = (self.momentum, self.weight_decay, self.proximal_mu);
-        let velocity = self.velocity.get_mut(range).unwrap_or_default();
-        for (((value, slope), start), velocity) in values.iter_mut().zip(gradient).zip(start).zip(velocity) {
+        if momentum == 0.0 {
+            for ((value, slope), start) in values.iter_mut().zip(gradient).zip(start) {
+                *value -= rate * (slope + decay * *value + mu * (*value - start));
+            }
+            return;
+        }
+        for (((value, slope), start), velocity) in
+            values.iter_mut().zip(gradient).zip(start).zip(&mut self.velocity)
+        {
             let slope = slope + decay * *value + mu * (*value - start);
             *velocity = momentum * *velocity + slope;
             *value -= rate * *velocity;

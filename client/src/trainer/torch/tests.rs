@@ -4,9 +4,7 @@ use std::time::Duration;
 use tributary_common::job::Algorithm;
 
 use super::super::tests::{blobs, every_architecture, job, task};
-use super::network::Layer;
 use super::*;
-use crate::data::Split;
 
 fn train(task: &Task, shard: &Shard) -> ClientUpdate {
     TorchTrainer::new().train(task, shard, &AtomicBool::new(false)).unwrap()
@@ -16,44 +14,186 @@ fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|value| value.to_bits()).collect()
 }
 
+/// Jobs whose networks have every kind of layer, in places where one could spoil another's values.
+fn sequences() -> Vec<Job> {
+    let residual = r#"{ residual = { body = [BODY], shortcut = [SHORTCUT] } }"#;
+    let mut jobs = Vec::new();
+    for (body, shortcut) in [
+        ("", ""),
+        (r#""relu""#, ""),
+        (r#""tanh", "relu""#, r#""tanh""#),
+        (r#"{ convolution = { channels = 4, size = 3, padding = 1 } }, "relu""#, ""),
+        (
+            r#"{ group_norm = { groups = 2 } }, "relu", { convolution = { channels = 6, size = 3, stride = 2, padding = 1 } }"#,
+            r#"{ convolution = { channels = 6, size = 1, stride = 2 } }, "tanh""#,
+        ),
+    ] {
+        let residual = residual.replace("BODY", body).replace("SHORTCUT", shortcut);
+        let layers = format!(
+            r#"[{{ convolution = {{ channels = 4, size = 3, stride = 1, padding = 1 }} }}, "tanh", "relu", {residual}, "relu",
+                {{ average_pool = {{ size = 2, stride = 2 }} }}, {{ max_pool = {{ size = 2, stride = 1 }} }}, "flatten",
+                {{ linear = 9 }}, "tanh", {{ linear = 5 }}]"#
+        );
+        jobs.push(sequential(&[2, 9, 8], 5, &layers));
+    }
+    jobs.push(sequential(&[3], 2, r#"["relu", { linear = 4 }, "tanh", "tanh", { linear = 2 }]"#));
+    jobs
+}
+
+fn sequential(inputs: &[usize], classes: usize, layers: &str) -> Job {
+    let text = job("logistic", inputs, classes).to_toml().unwrap();
+    let text = text
+        .replace("architecture = \"logistic\"", &format!("architecture = \"sequential\"\nlayers = {layers}"));
+    Job::parse(&text).unwrap()
+}
+
+/// The gradient of the first batch of `task`, as the change of one step of rate 1.
+fn first_gradient(mut task: Task, shard: &Shard, momentum: f64) -> Vec<f64> {
+    let mut job = Job::clone(&task.job);
+    job.train.local_epochs = None;
+    (job.train.local_steps, job.train.batch_size) = (Some(1), shard.len() as u32);
+    (job.train.learning_rate, job.train.momentum) = (1.0, momentum);
+    task.job = Arc::new(job);
+    train(&task, shard).delta.iter().map(|change| -f64::from(*change)).collect()
+}
+
+fn relative_error(found: &[f64], expected: &[f64]) -> f64 {
+    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
+    norm(&mut found.iter().zip(expected).map(|(a, b)| a - b)) / norm(&mut expected.iter().copied())
+}
+
 #[test]
-fn every_network_uses_each_tensor_of_its_layout_once() {
-    fn collect(layers: &[Layer], into: &mut Vec<usize>) {
-        for layer in layers {
-            match layer {
-                Layer::Linear { weight, bias }
-                | Layer::Convolution { weight, bias, .. }
-                | Layer::GroupNorm { weight, bias } => into.extend([*weight, *bias]),
-                Layer::Residual { body, shortcut } => {
-                    collect(body, into);
-                    collect(shortcut, into);
-                }
-                _ => {}
+fn every_gradient_is_autograds() {
+    threads::one_intra_op_thread();
+    for job in every_architecture().into_iter().chain(sequences()) {
+        let name = format!("{:?}", job.model);
+        let shard = blobs(&job.model, 7, 0.5);
+        let task = task(job, "a");
+        let (layout, network) = (task.job.layout().unwrap(), task.job.model.network().unwrap());
+        let labels = &shard.examples.labels;
+        let features = &shard.examples.features;
+        let inputs = &task.job.model.inputs;
+        let (loss, expected) =
+            reference::gradient(network.layers(), inputs, &layout, &task.model, features, labels, None);
+        // Once within the products, once through the update rule.
+        for momentum in [0.0, 0.5] {
+            let found = first_gradient(task.clone(), &shard, momentum);
+            let error = relative_error(&found, &expected);
+            assert!(error < 1e-5, "{name}: {error}");
+            for tensor in layout.tensors() {
+                let error = relative_error(&found[tensor.range()], &expected[tensor.range()]);
+                assert!(error < 1e-4, "{name}, {}: {error}", tensor.name());
             }
         }
+        let metrics = TorchTrainer::new().evaluate(&task.job, &task.model, &shard).unwrap();
+        assert!((metrics.loss().unwrap() - loss).abs() < 1e-5, "{name}");
     }
-    threads::one_intra_op_thread();
-    for job in every_architecture() {
-        let layout = job.layout().unwrap();
-        let network = Network::new(&job.model, &layout).unwrap();
-        let mut used = Vec::new();
-        collect(network.layers(), &mut used);
-        used.sort_unstable();
-        assert_eq!(
-            used,
-            (0..layout.tensors().len()).collect::<Vec<_>>(),
-            "{}",
-            job.model.architecture.name()
-        );
+}
 
-        let parameters = Parameters::new(&layout).unwrap();
-        let elements: usize = parameters.leaves().iter().map(Tensor::numel).sum();
-        assert_eq!(elements, layout.parameters());
-        let shard = blobs(&job.model, 3, 0.5);
-        let (features, _) =
-            Batch::default().gather(&shard.examples, &job.model.inputs, shard.indices.iter()).unwrap();
-        let logits = network.forward(parameters.leaves(), features).unwrap();
-        assert_eq!(logits.size(), [3, job.model.classes as i64], "{}", job.model.architecture.name());
+#[test]
+fn dropout_drops_what_its_stream_says_in_training_and_nothing_in_evaluation() {
+    let layers = r#"["flatten", { linear = 40 }, "relu", { dropout = 0.4 }, { linear = 30 }, { dropout = 0.2 }, { linear = 3 }]"#;
+    let job = sequential(&[12], 3, layers);
+    let shard = blobs(&job.model, 6, 0.5);
+    let task = task(job, "a");
+    let (layout, network) = (task.job.layout().unwrap(), task.job.model.network().unwrap());
+    let Split { features, labels } = &*shard.examples;
+    let mut order = Batches::new(&first_step(&task, &shard), shard.len());
+    let order = order.next().to_vec();
+    let features: Vec<f32> =
+        order.iter().flat_map(|at| &features[*at as usize * 12..][..12]).copied().collect();
+    let labels: Vec<i64> = order.iter().map(|at| labels[*at as usize]).collect();
+    let reference = |stream: Option<&mut Stream>| {
+        reference::gradient(network.layers(), &[12], &layout, &task.model, &features, &labels, stream)
+    };
+    let mut stream = Stream::new(task.job.seed, Purpose::Dropout, 1, "a");
+    let (_, expected) = reference(Some(&mut stream));
+    let found = first_gradient(task.clone(), &shard, 0.0);
+    assert!(relative_error(&found, &expected) < 1e-5, "{}", relative_error(&found, &expected));
+    let (loss, without) = reference(None);
+    assert!(relative_error(&without, &expected) > 0.1);
+    let metrics = TorchTrainer::new().evaluate(&task.job, &task.model, &shard).unwrap();
+    assert!((metrics.loss().unwrap() - loss).abs() < 1e-6);
+    for other in [Task { round: 2, ..task.clone() }, Task { client: "b".parse().unwrap(), ..task.clone() }] {
+        assert!(relative_error(&first_gradient(other, &shard, 0.0), &expected) > 0.1);
+    }
+}
+
+/// `task` with one step over the whole of `shard`.
+fn first_step(task: &Task, shard: &Shard) -> Task {
+    let mut job = Job::clone(&task.job);
+    job.train.batch_size = shard.len() as u32;
+    Task { job: Arc::new(job), ..task.clone() }
+}
+
+#[test]
+fn parts_of_an_evaluation_add_up_to_the_bits_of_the_whole() {
+    let job = job("mlp", &[6], 3);
+    let shard = blobs(&job.model, 1234, 0.5);
+    let model = task(job.clone(), "a").model;
+    let mut trainer = TorchTrainer::new();
+    let whole = trainer.evaluate(&job, &model, &shard).unwrap();
+    let mut sum = Metrics::default();
+    for part in shard.indices.chunks(EVALUATION_BATCH) {
+        sum.add(&trainer.evaluate(&job, &model, &Shard { indices: part.into(), ..shard.clone() }).unwrap());
+    }
+    assert_eq!(sum, whole);
+}
+
+#[test]
+fn a_straggler_takes_the_first_of_its_steps() {
+    let job = job("mlp", &[6], 3);
+    let shard = blobs(&job.model, 30, 0.5);
+    let whole = task(job, "a");
+    let part = Task { max_steps: Some(3), ..whole.clone() };
+    let mut three = Job::clone(&whole.job);
+    (three.train.local_epochs, three.train.local_steps) = (None, Some(3));
+    let three = Task { job: Arc::new(three), ..whole.clone() };
+    assert_eq!(train(&part, &shard), train(&three, &shard));
+    assert_ne!(train(&part, &shard), train(&whole, &shard));
+    assert_eq!(train(&Task { max_steps: Some(99), ..whole.clone() }, &shard), train(&whole, &shard));
+}
+
+/// The proximal term as an objective of one's own.
+struct Proximal {
+    mu: f32,
+    start: Vec<f32>,
+    steps: u64,
+}
+
+impl Objective for Proximal {
+    fn begin(&mut self, task: &Task, _: u64) {
+        self.start = task.model.to_vec();
+    }
+
+    fn gradient(&mut self, step: u64, model: &[f32], gradient: &mut [f32]) {
+        self.steps = step;
+        for ((slope, value), start) in gradient.iter_mut().zip(model).zip(&self.start) {
+            *slope += self.mu * (value - start);
+        }
+    }
+
+    fn finish(&mut self, task: &Task, steps: u64, delta: &[f32]) {
+        assert_eq!((self.steps, delta.len()), (steps, task.model.len()));
+    }
+}
+
+#[test]
+fn an_objective_of_ones_own_sees_the_layouts_order() {
+    for architecture in ["mlp", "small-cnn"] {
+        let inputs: &[usize] = if architecture == "mlp" { &[6] } else { &[2, 20, 20] };
+        let mut prox = job(architecture, inputs, 3);
+        prox.train.local_epochs = Some(3);
+        let shard = blobs(&prox.model, 20, 0.5);
+        let plain = task(prox.clone(), "a");
+        (prox.train.algorithm, prox.train.proximal_mu) = (Algorithm::Fedprox, Some(1.5));
+        let expected = train(&task(prox, "a"), &shard).delta;
+        let objective = Proximal { mu: 1.5, start: Vec::new(), steps: 0 };
+        let mut trainer = TorchTrainer::with_objective(Box::new(objective));
+        let found = trainer.train(&plain, &shard, &reference::GO).unwrap().delta;
+        let worst = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(worst < 1e-6, "{architecture}: {worst}");
+        assert_ne!(bits(&found), bits(&train(&plain, &shard).delta));
     }
 }
 

@@ -2,7 +2,7 @@
 
 use tributary_common::digest::Digest;
 use tributary_common::progress::Line;
-use tributary_common::record::{Abandonment, Participation, Reason};
+use tributary_common::record::{Abandonment, Participation, Reason, RoundOutcome, RoundRecord, RunEvent};
 use tributary_common::time::Time;
 
 use super::*;
@@ -68,13 +68,16 @@ fn page(classes: usize, clients: usize, refusal: &str) -> String {
         trainer: "none".into(),
         workers: 3,
     };
+    let mut history = History::default();
+    history.take(&RunEvent::RoundEnded { record: round });
+    history.take(&RunEvent::Evaluated { record: evaluation });
     render(&RunReport {
         job: &job,
         scenario_toml: "x = 1",
         warning: Some("The run was stopped.".into()),
         rows: &[],
-        rounds: &[round],
-        evaluations: &[evaluation],
+        crossing: Some(Crossing::of(&[], 0.97)),
+        history: &history,
         spread: &spread(clients, classes),
         digest: Digest::of(b"m").to_string(),
         seconds: 1.0,
@@ -96,10 +99,18 @@ fn a_page_shows_what_was_measured() {
         "round 1, attempt 1: 0 of at least 2 updates arrived (c0 refused: not finite, c1 declined (training failed))",
         "A &#38; B",
         "label skew 0.25",
+        "<dt>target</dt><dd>97 % not reached in 0 rounds</dd>",
+        "Training examples of each client by label",
+        "beside the largest client&#39;s 4.",
     ] {
         assert!(html.contains(part), "{part}\n{html}");
     }
     assert_eq!(html.matches("fill-opacity=\"1.00\"").count(), 3 * 2, "three clients, two labels");
+    assert_eq!(
+        html.matches("fill=\"currentColor\" fill-opacity=\"0.35\"").count(),
+        3,
+        "a bar for each client's size"
+    );
     assert!(!html.contains("<script"));
 }
 
@@ -108,7 +119,7 @@ fn texts_from_outside_are_escaped_and_large_tables_bounded() {
     let html = page(2, 3, "<script>alert(1)</script>");
     assert!(!html.contains("<script") && html.contains("&#60;script&#62;"));
     let html = page(200, 5000, "x");
-    assert!(html.contains("the first 100 of 5000 clients"));
+    assert!(html.contains("100 of 5000 clients, evenly spaced from the largest to the smallest"));
     assert!(!html.contains("Confusion of the final model"));
     assert!(html.len() < 4_000_000, "{}", html.len());
 }
