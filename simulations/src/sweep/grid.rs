@@ -234,7 +234,7 @@ impl Grid {
             for seed in &seeds {
                 let values = labels.iter().zip(self.values(&choices));
                 let mut words: Vec<String> =
-                    values.map(|(label, value)| format!("{label}={value}")).collect();
+                    values.map(|(label, value)| format!("{label}={}", safe(value))).collect();
                 words.extend(seed.map(|seed| format!("seed={seed}")));
                 let name = format!("{:0digits$}-{}", points.len() + 1, words.join("-"));
                 points.push(Point { name: safe(&name), combination, choices: choices.clone(), seed: *seed });
@@ -252,7 +252,7 @@ fn safe(name: &str) -> String {
             if character.is_ascii_alphanumeric() || ".=_-".contains(character) { character } else { ' ' };
         if character != ' ' {
             safe.push(character);
-        } else if !safe.ends_with(['-', '=']) {
+        } else if !safe.is_empty() && !safe.ends_with(['-', '=']) {
             safe.push('-');
         }
     }
