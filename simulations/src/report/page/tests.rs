@@ -104,7 +104,11 @@ fn a_page_shows_what_was_measured() {
         assert!(html.contains(part), "{part}\n{html}");
     }
     assert_eq!(html.matches("fill-opacity=\"1.00\"").count(), 3 * 2, "three clients, two labels");
-    assert_eq!(html.matches("fill=\"currentColor\" fill-opacity=\"0.35\"").count(), 3, "a bar for each client's size");
+    assert_eq!(
+        html.matches("fill=\"currentColor\" fill-opacity=\"0.35\"").count(),
+        3,
+        "a bar for each client's size"
+    );
     assert!(!html.contains("<script"));
 }
 
