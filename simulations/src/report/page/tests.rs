@@ -2,7 +2,7 @@
 
 use tributary_common::digest::Digest;
 use tributary_common::progress::Line;
-use tributary_common::record::{Abandonment, Participation, Reason};
+use tributary_common::record::{Abandonment, Participation, Reason, RoundOutcome, RoundRecord, RunEvent};
 use tributary_common::time::Time;
 
 use super::*;
@@ -68,14 +68,16 @@ fn page(classes: usize, clients: usize, refusal: &str) -> String {
         trainer: "none".into(),
         workers: 3,
     };
+    let mut history = History::default();
+    history.take(&RunEvent::RoundEnded { record: round });
+    history.take(&RunEvent::Evaluated { record: evaluation });
     render(&RunReport {
         job: &job,
         scenario_toml: "x = 1",
         warning: Some("The run was stopped.".into()),
         rows: &[],
         crossing: Some(Crossing::of(&[], 0.97)),
-        rounds: &[round],
-        evaluations: &[evaluation],
+        history: &history,
         spread: &spread(clients, classes),
         digest: Digest::of(b"m").to_string(),
         seconds: 1.0,
