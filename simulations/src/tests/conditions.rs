@@ -3,7 +3,7 @@
 use super::*;
 
 fn uneven() -> MakeTrainer {
-    Arc::new(|| Ok(Box::new(Uneven)))
+    Arc::new(|| Ok(Box::new(Uneven(ArithmeticTrainer))))
 }
 
 /// The run of a scenario, which no number of workers changes.
