@@ -248,10 +248,11 @@ fn run(arguments: &RunArguments, out: &mut dyn Write) -> Result<(), End> {
     let stop = interruptible().map_err(failed)?;
     let settings = Settings { workers, trainer, initial, imposed, transport: arguments.transport };
     let ended = session.run(settings, trainer_name, target, follower, &stop, &mut |_| {}).map_err(failed)?;
-    let (problem, interrupted) = (ended.problem(), ended.interrupted());
+    let (problem, interrupted, timing) = (ended.problem(), ended.interrupted(), ended.timing());
     let folder = ended.write().map_err(failed)?;
     if arguments.format == Format::Human {
         // A reader that went away has seen enough.
+        let _ = writeln!(out, "virtual time: {timing}");
         let _ = writeln!(out, "report: {}", folder.join("report.html").display());
     }
     match problem {

@@ -5,7 +5,9 @@
 //! `tributary_client::machine::NodeMachine` per client.
 
 pub mod cli;
+pub mod devices;
 pub mod engine;
+pub mod faults;
 pub mod plan;
 pub mod population;
 pub mod replay;

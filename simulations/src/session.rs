@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tributary_common::model::{self, Layout};
 use tributary_common::record::RunState;
 
-use crate::engine::{self, Finished, Observation, Settings, SimulationError};
+use crate::engine::{self, Finished, Observation, Settings, SimulationError, Timing};
 use crate::follow::Follower;
 use crate::population::Spread;
 use crate::report::{
@@ -147,6 +147,11 @@ impl Ended<'_> {
         self.interrupted
     }
 
+    /// How long the real federation would have taken.
+    pub(crate) fn timing(&self) -> Timing {
+        self.finished.timing.clone()
+    }
+
     /// Why it is not what was asked for, in one line.
     pub(crate) fn problem(&self) -> Option<String> {
         self.shortfall().map(|what| format!("the run {what}"))
@@ -181,6 +186,7 @@ impl Ended<'_> {
             rows: &rows,
             crossing: self.crossing,
             history: &self.history,
+            timing: &finished.timing,
             spread: &spread,
             digest: model::digest(&finished.model).to_string(),
             seconds: self.seconds,
