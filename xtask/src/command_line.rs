@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::bench::{self, Bench};
+
 pub(crate) const USAGE: &str = "\
 Tributary's developer commands. Each one does the set-up that it needs.
 
@@ -13,6 +15,11 @@ usage: cargo xtask COMMAND
   demo --real        the same with a coordinator and nodes as processes of their own over mutual TLS
   test [--quick]     formatting, clippy, all tests, documentation, licences
                      (--quick: formatting, clippy, tests without the tests of whole processes)
+  bench peers        other frameworks and the simulator on the same work, in turn; options: --repeats N, --rounds N,
+                     --model small-cnn|2nn, --python FILE, --program FILE (a simulator that is built already)
+  bench scale        a round's time against its cohort, and peak memory; options: --model NAME, --largest N,
+                     --program FILE
+  bench engine [NAME…]  the workspace's own benches
   dist [--out DIR]   one tarball for each role, for machines without Rust (DIR: dist)
 
 LIBTORCH=FOLDER uses your own libtorch 2.13.0 instead of downloading one.
@@ -32,6 +39,7 @@ pub(crate) enum Command {
     Test {
         quick: bool,
     },
+    Bench(Bench),
     Dist {
         out: Option<PathBuf>,
     },
@@ -45,7 +53,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Comma
     let asks_help = rest.first().is_some_and(|first| is_help(first));
     match name.as_str() {
         name if is_help(name) => Ok(Command::Help),
-        "setup" | "demo" | "test" | "dist" if asks_help => Ok(Command::Help),
+        "setup" | "demo" | "test" | "bench" | "dist" if asks_help => Ok(Command::Help),
         "setup" => none_left(&name, &rest).map(|()| Command::Setup),
         "demo" if rest.first().is_some_and(|first| first == "--real") => {
             none_left("demo --real", rest.get(1..).unwrap_or_default()).map(|()| Command::RealDemo)
@@ -56,6 +64,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Comma
             [flag] if flag == "--quick" => Ok(Command::Test { quick: true }),
             [other, ..] => Err(format!("`test` takes --quick only, not `{other}`")),
         },
+        "bench" => bench::parse(&rest).map(Command::Bench),
         "dist" => match rest.as_slice() {
             [] => Ok(Command::Dist { out: None }),
             [flag, folder] if flag == "--out" => Ok(Command::Dist { out: Some(PathBuf::from(folder)) }),

@@ -1,5 +1,6 @@
-//! Developer commands (`cargo xtask …`): set-up, demo, test, dist. Never links libtorch.
+//! Developer commands (`cargo xtask …`): set-up, demo, test, dist, benchmarks. Never links libtorch.
 
+mod bench;
 mod cargo;
 mod command_line;
 mod demo;
@@ -43,6 +44,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Demo { arguments } => return demo::run(&repository, &arguments),
         Command::RealDemo => return federation::run(&repository),
         Command::Test { quick } => test::run(&repository, quick)?,
+        Command::Bench(bench) => return bench::run(&repository, &bench),
         Command::Dist { out } => dist::run(&repository, out.as_deref())?,
     }
     Ok(ExitCode::SUCCESS)

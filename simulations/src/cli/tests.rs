@@ -186,6 +186,20 @@ fn a_plan_tells_the_costs() {
 }
 
 #[test]
+fn the_benchmarks_scenarios_are_the_same_work_and_evaluate_nothing_before_their_end() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../jobs/bench");
+    let read = |name: &str| Scenario::read(&folder.join(name), &Overrides::default()).unwrap();
+    let (cnn, two, scale) = (read("mnist-1000.toml"), read("mnist-1000-2nn.toml"), read("scale.toml"));
+    for scenario in [&cnn, &two, &scale] {
+        let job = &scenario.job;
+        assert_eq!((job.train.batch_size, job.train.local_epochs, job.cohort.size), (10, 1, 100));
+        assert!((1..job.rounds).all(|round| !job.evaluates(round)) && job.evaluates(job.rounds));
+    }
+    assert_eq!((&cnn.job.train, &cnn.data, &cnn.partition), (&two.job.train, &two.data, &two.partition));
+    assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 3, "every scenario is read here");
+}
+
+#[test]
 fn a_download_that_cannot_be_had_is_a_failure_in_one_line() {
     // A mirror that has nothing.
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
