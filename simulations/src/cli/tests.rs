@@ -192,7 +192,7 @@ fn the_benchmarks_scenarios_are_the_same_work_and_evaluate_nothing_before_their_
     let (cnn, two, scale) = (read("mnist-1000.toml"), read("mnist-1000-2nn.toml"), read("scale.toml"));
     for scenario in [&cnn, &two, &scale] {
         let job = &scenario.job;
-        assert_eq!((job.train.batch_size, job.train.local_epochs, job.cohort.size), (10, 1, 100));
+        assert_eq!((job.train.batch_size, job.train.local_epochs, job.cohort.size), (10, Some(1), 100));
         assert!((1..job.rounds).all(|round| !job.evaluates(round)) && job.evaluates(job.rounds));
     }
     assert_eq!((&cnn.job.train, &cnn.data, &cnn.partition), (&two.job.train, &two.data, &two.partition));

@@ -33,7 +33,7 @@ pub(crate) struct Peers {
 pub(crate) struct Scale {
     /// The model whose time is measured.
     pub(crate) model: String,
-    /// Largest cohort that is measured.
+    /// Largest cohort that is measured, from 1,000: two points always lie on a line.
     pub(crate) largest: u32,
     /// A simulator that is built already.
     pub(crate) program: Option<PathBuf>,
@@ -80,7 +80,7 @@ fn scale(arguments: &[String]) -> Result<Bench, String> {
     each(arguments, |name, value| {
         match name {
             "--model" => scale.model = value.to_owned(),
-            "--largest" => scale.largest = number(name, value, 300)?,
+            "--largest" => scale.largest = number(name, value, 1_000)?,
             "--program" => scale.program = Some(value.into()),
             other => return Err(format!("`bench scale` does not know `{other}`")),
         }

@@ -81,7 +81,8 @@ pub(super) fn run(repository: &Path, options: &Peers) -> anyhow::Result<ExitCode
     println!("after: {after}\n");
     print_table(&rows);
     println!(
-        "\nMedians of {} repeats of {} rounds, the first round of each left out; accuracy after the last round.",
+        "\nMedians of {} repeats of {} rounds, the first round left out but for plain PyTorch, which has no\n\
+         start to pay for; accuracy after the last round.",
         options.repeats, options.rounds
     );
     if !(before.is_quiet() && after.is_quiet()) {
