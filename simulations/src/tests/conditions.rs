@@ -3,7 +3,7 @@
 use super::*;
 
 fn uneven() -> MakeTrainer {
-    Arc::new(|| Ok(Box::new(Uneven)))
+    Arc::new(|| Ok(Box::new(Uneven(ArithmeticTrainer))))
 }
 
 /// The run of a scenario, which no number of workers changes.
@@ -253,6 +253,9 @@ fn stragglers_send_partial_work_or_never_answer() {
         assert_eq!((late, round.accepted().count()), (5, 5));
     }
     assert_eq!((dropped.published, dropped.timing.ended_by_deadline), (3, 1.0));
+    let scenario = scenario(&[&base[..], &["faults.stragglers=drop"]].concat());
+    let plan = Plan::of(&scenario, &scenario.federation().unwrap()).unwrap();
+    assert_eq!(plan.timing.total_milliseconds, dropped.timing.total_milliseconds);
     let chosen = |round: usize| -> BTreeSet<_> { dropped.rounds[round].accepted().collect() };
     assert!(chosen(0) != chosen(1) || chosen(1) != chosen(2), "each round has stragglers of its own");
 }
