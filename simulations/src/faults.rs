@@ -181,14 +181,20 @@ impl FaultsConfig {
             )));
         }
         let (invited, minimum) = (job.invited(), job.cohort.minimum);
-        let left = invited - stragglers_of(invited, fraction);
-        if self.stragglers == Some(Stragglers::Drop) && left < minimum {
+        let left = invited - self.unanswering(invited);
+        if left < minimum {
             return Err(FaultsError::Invalid(format!(
                 "straggler_fraction = {fraction} with stragglers = \"drop\" leaves {left} of {invited} invited \
                  clients, fewer than [cohort] minimum = {minimum}: no round could be published; lower one of them"
             )));
         }
         Ok(())
+    }
+
+    /// How many of a cohort never answer, whatever is drawn.
+    pub fn unanswering(&self, members: u32) -> u32 {
+        let fraction = self.straggler_fraction.filter(|_| self.stragglers == Some(Stragglers::Drop));
+        stragglers_of(members, fraction.unwrap_or_default()).min(members)
     }
 
     /// Probabilities of going silent before and after training.

@@ -48,7 +48,8 @@ pub struct Plan {
     pub bytes_up_per_round: u64,
     /// Both, over all rounds.
     pub bytes_in_all: u64,
-    /// How long the real federation would take, were everybody online and nothing to go wrong.
+    /// How long the real federation would take, were everybody online and nothing to go wrong but
+    /// stragglers that are dropped.
     pub timing: Timing,
     /// What will not go as one might expect.
     pub warnings: Vec<String>,
@@ -133,14 +134,17 @@ fn estimate(scenario: &Scenario, times: &[u64]) -> Timing {
     let job = &scenario.job;
     let invited = times.len().min(job.invited() as usize);
     let wanted = invited.min(job.cohort.size as usize);
+    let answering =
+        invited - scenario.faults.unanswering(u32::try_from(invited).unwrap_or(u32::MAX)) as usize;
     let deadline = u64::from(job.cohort.deadline_seconds) * 1000;
     let (mut rounds, mut by_deadline, mut waited, mut spans) = (Vec::new(), 0u64, 0u64, 0u64);
     for round in 1..=job.rounds.min(ROUNDS) {
         let mut stream = Stream::new(job.seed, Purpose::Cohort, round, "1");
         let cohort = rand::seq::index::sample(&mut stream, times.len(), invited);
-        let mut cohort: Vec<u64> = cohort.into_iter().filter_map(|at| times.get(at).copied()).collect();
+        let answering = cohort.into_iter().take(answering).filter_map(|at| times.get(at).copied());
+        let mut cohort: Vec<u64> = answering.collect();
         cohort.sort_unstable();
-        let last = wanted.checked_sub(1).and_then(|last| cohort.get(last)).copied().unwrap_or_default();
+        let last = wanted.checked_sub(1).and_then(|last| cohort.get(last)).copied().unwrap_or(deadline);
         let span = last.min(deadline);
         by_deadline += u64::from(last >= deadline);
         for time in cohort.into_iter().take(wanted).filter(|time| *time <= span) {

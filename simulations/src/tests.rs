@@ -240,12 +240,19 @@ fn the_wire_changes_nothing_but_the_digests_in_the_records() {
 fn few_updates_are_in_memory_whatever_the_cohort() {
     // 5 million parameters: three updates fit into what may be held, fewer than two for each of two workers.
     let model = ["model.architecture=mlp", "model.hidden=[6300]", "rounds=1"];
-    let scenario = scenario(&[&model[..], &["cohort.size=24", "population.clients=24"]].concat());
+    let base = [&model[..], &["cohort.size=24", "population.clients=24"]].concat();
+    few_updates_are_in_memory(&scenario(&base));
+    // Virtually, all updates are under way at the same time.
+    let slow = ["devices.upload_megabits_per_second={uniform={from=1,to=2}}", "devices.step_milliseconds=3"];
+    few_updates_are_in_memory(&scenario(&[&base[..], &slow].concat()));
+}
+
+fn few_updates_are_in_memory(scenario: &Scenario) {
     assert!(scenario.job.layout().unwrap().parameters() as u64 * 4 * 4 > HELD_UPDATES_BYTES);
     let began = Arc::default();
     let (mut delivered, mut most) = (0usize, 0usize);
     let stop = AtomicBool::new(false);
-    let told = follow(&scenario, settings(2, counting(&began)), &stop, &mut |observation| {
+    let told = follow(scenario, settings(2, counting(&began)), &stop, &mut |observation| {
         if let Observation::Event(RunEvent::Progress { .. }) = observation {
             delivered += 1;
             most = most.max(began.lock().unwrap().len().saturating_sub(delivered));

@@ -465,6 +465,31 @@ fn answer(store: &dyn Store, call: &Call, step: u32) -> String {
     }
 }
 
+#[test]
+fn a_store_of_the_last_keeps_what_opening_the_run_again_needs() {
+    let (all, last) = (MemoryStore::new(), MemoryStore::keeping_the_last());
+    for store in [&all, &last] {
+        let digest = store.put_model(&model(1, 10)).unwrap();
+        store.create_run(RUN, "job", digest, Time(1)).unwrap();
+        for round in 1..=50 {
+            store.commit_round(RUN, &record(round, 1, 3, Some(digest)), &head(round, 1, digest)).unwrap();
+            store.put_evaluation(RUN, &evaluation(round, 1.5, 2)).unwrap();
+        }
+        for attempt in 1..=2 {
+            let abandoned = record(51, attempt, 3, None);
+            store.commit_round(RUN, &abandoned, &head(50, attempt + 1, digest)).unwrap();
+        }
+    }
+    let published = |store: &MemoryStore| {
+        let rounds = store.rounds(RUN).unwrap();
+        rounds.into_iter().rev().find(|record| record.round == 50).unwrap()
+    };
+    assert_eq!(published(&last), published(&all));
+    assert_eq!(last.run(RUN).unwrap(), all.run(RUN).unwrap());
+    assert_eq!(last.evaluations(RUN).unwrap().last(), all.evaluations(RUN).unwrap().last());
+    assert!(last.rounds(RUN).unwrap().len() <= 3 && last.evaluations(RUN).unwrap().len() == 1);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
 

@@ -253,8 +253,32 @@ fn stragglers_send_partial_work_or_never_answer() {
         assert_eq!((late, round.accepted().count()), (5, 5));
     }
     assert_eq!((dropped.published, dropped.timing.ended_by_deadline), (3, 1.0));
+    let scenario = scenario(&[&base[..], &["faults.stragglers=drop"]].concat());
+    let plan = Plan::of(&scenario, &scenario.federation().unwrap()).unwrap();
+    assert_eq!(plan.timing.total_milliseconds, dropped.timing.total_milliseconds);
     let chosen = |round: usize| -> BTreeSet<_> { dropped.rounds[round].accepted().collect() };
     assert!(chosen(0) != chosen(1) || chosen(1) != chosen(2), "each round has stragglers of its own");
+}
+
+#[test]
+fn clients_evaluate_their_own_examples_over_slow_and_broken_connections() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("sites.toml");
+    let head = SCENARIO.split("[population]").next().unwrap().replace("[1, 28, 28]", "[60]");
+    let text = head.replace("local_epochs = 1", "local_steps = 3")
+        + "[job.evaluation]\nfederated = true\n[data]\nsource = 'synthetic-federated'\nalpha = 1.0\nbeta = 1.0\n\
+           [devices]\nlatency_milliseconds = 400\nstep_milliseconds = 2000\ndownload_megabits_per_second = 0.001\n\
+           availability = { online_seconds = 30, offline_seconds = 5 }\n";
+    std::fs::write(&path, text).unwrap();
+    let told = run_on_any(&Scenario::read(&path, &Overrides::default()).unwrap());
+    assert_eq!((&told.state, told.evaluations.len()), (&RunState::Finished, 3));
+    let (here, contributed) = (told.evaluations.iter(), told.rounds.iter());
+    let here: usize = here.map(|record| record.by_client.len()).sum();
+    let contributed: usize = contributed.map(|round| round.accepted().count()).sum();
+    assert!(
+        here > 3 && here < contributed,
+        "{here} of {contributed}: some were gone before they could answer"
+    );
 }
 
 #[test]
