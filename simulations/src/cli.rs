@@ -252,7 +252,7 @@ fn run(arguments: &RunArguments, out: &mut dyn Write) -> Result<(), End> {
         follower.print(&opening(&scenario, &layout, &spread, workers));
     }
     let stop = interruptible().map_err(failed)?;
-    let settings = Settings { workers, trainer, initial, imposed };
+    let settings = Settings { workers, trainer, initial, imposed, rule: None };
     let finished = engine::simulate(&scenario, federation, settings, &stop, &mut |observation| {
         follower.observe(observation)
     });

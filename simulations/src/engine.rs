@@ -18,6 +18,7 @@ use tributary_client::machine::{
 use tributary_client::partition::{Share, Shift};
 use tributary_client::shard::Shard;
 use tributary_client::trainer::{ClientUpdate, Task};
+use tributary_common::aggregate::{AggregationRule, WeightedMean};
 use tributary_common::ids::{NodeName, RunId};
 use tributary_common::job::{Job, JobError};
 use tributary_common::model::Parameters;
@@ -69,6 +70,8 @@ pub struct Settings {
     pub initial: Option<Vec<f32>>,
     /// Accepted sets of an earlier run to impose.
     pub imposed: Option<ImposedSets>,
+    /// A rule of one's own that makes each round's model of its updates; absent, [`WeightedMean`].
+    pub rule: Option<Box<dyn AggregationRule>>,
 }
 
 /// One thing to tell whoever follows the simulation.
@@ -160,7 +163,8 @@ pub fn simulate(
     let digest = store.put_model(&initial)?;
     store.create_run(RUN, &scenario.job.to_toml()?, digest, Time(0))?;
     let pool = Pool::start(settings.workers.max(1), &settings.trainer)?;
-    let (run, outgoing) = Run::open(store.clone(), RUN, Time(0), settings.imposed)?;
+    let rule = settings.rule.unwrap_or_else(|| Box::new(WeightedMean::default()));
+    let (run, outgoing) = Run::open(store.clone(), RUN, Time(0), settings.imposed, rule)?;
 
     let population = Population::new(scenario, federation);
     let gathered = population.clients.iter().map(|(name, client)| (name.clone(), client.role));

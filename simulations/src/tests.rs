@@ -63,7 +63,7 @@ fn torch() -> MakeTrainer {
 }
 
 fn settings(workers: usize, trainer: MakeTrainer) -> Settings {
-    Settings { workers, trainer, initial: None, imposed: None }
+    Settings { workers, trainer, initial: None, imposed: None, rule: None }
 }
 
 fn run_with(scenario: &Scenario, settings: Settings) -> Result<Finished, SimulationError> {

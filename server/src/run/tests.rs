@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::sync::Arc;
 
+use tributary_common::aggregate::WeightedMean;
 use tributary_common::ids::{NodeName, RunId};
 use tributary_common::job::Job;
 use tributary_common::model::{digest, to_bytes};
@@ -73,8 +74,12 @@ fn submitted() -> Arc<dyn Store> {
     Arc::new(store)
 }
 
+fn mean() -> Box<dyn AggregationRule> {
+    Box::new(WeightedMean::default())
+}
+
 fn open(store: &Arc<dyn Store>) -> Run {
-    let (mut run, _) = Run::open(Arc::clone(store), ID, Time(1000), None).unwrap();
+    let (mut run, _) = Run::open(Arc::clone(store), ID, Time(1000), None, mean()).unwrap();
     for index in 0..3 {
         run.handle(Time(1000), Input::Connected { node: name(index), role: Role::Trainer }).unwrap();
     }
@@ -200,7 +205,7 @@ fn an_update_counts_once_and_only_in_its_round() {
 fn what_cannot_be_run_is_refused_in_words() {
     let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
     let model = store.put_model(&[0.0; 4]).unwrap();
-    let error = |id| Run::open(Arc::clone(&store), id, Time(0), None).unwrap_err().to_string();
+    let error = |id| Run::open(Arc::clone(&store), id, Time(0), None, mean()).unwrap_err().to_string();
     assert!(error(RunId(9)).contains("does not exist"));
     store.create_run(RunId(1), "name = 1", model, Time(0)).unwrap();
     assert!(error(RunId(1)).contains("cannot be run"));
