@@ -26,6 +26,12 @@ pub enum Purpose {
     FeatureNoise,
     /// The generated data set of several users.
     SyntheticFederated,
+    /// How fast a simulated client and its connection are; `round` holds which of its figures is drawn.
+    Devices,
+    /// When a simulated client is online; `round` holds how often it has come and gone.
+    Availability,
+    /// What goes wrong at a simulated client in a round.
+    Faults,
 }
 
 impl Purpose {
@@ -40,6 +46,9 @@ impl Purpose {
             Purpose::Dropout => "dropout",
             Purpose::FeatureNoise => "feature-noise",
             Purpose::SyntheticFederated => "synthetic-federated",
+            Purpose::Devices => "devices",
+            Purpose::Availability => "availability",
+            Purpose::Faults => "faults",
         }
     }
 }

@@ -248,6 +248,11 @@ impl Run {
         self.machine.open_attempt()
     }
 
+    /// Updates that the open attempt still waits for; none without an open attempt.
+    pub fn awaited(&self) -> u32 {
+        self.machine.awaited()
+    }
+
     /// The open attempt, if an update of `node` for `round` would still be taken.
     pub fn wants(&self, node: &NodeName, round: u32) -> Option<u32> {
         self.machine.wants(node, round)

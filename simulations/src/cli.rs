@@ -15,12 +15,12 @@ use tributary_client::trainer::{ArithmeticTrainer, TorchTrainer, Trainer};
 use tributary_common::model::{self, Layout};
 use tributary_common::record::RunState;
 
-use crate::engine::{self, Settings};
+use crate::engine::{self, Observation, Settings};
 use crate::follow::{Follower, Format};
 use crate::plan::Plan;
 use crate::population::Spread;
 use crate::replay;
-use crate::report::{self, Crossing, Machine, RunFolder, RunReport, Target};
+use crate::report::{self, Crossing, History, Machine, RunFolder, RunReport, Target};
 use crate::scenario::{Overrides, Scenario, ScenarioError};
 use crate::workers::MakeTrainer;
 
@@ -253,8 +253,16 @@ fn run(arguments: &RunArguments, out: &mut dyn Write) -> Result<(), End> {
     }
     let stop = interruptible().map_err(failed)?;
     let settings = Settings { workers, trainer, initial, imposed, rule: None };
+    let (mut writer, mut history) = (target.open().map_err(failed)?, History::default());
     let finished = engine::simulate(&scenario, federation, settings, &stop, &mut |observation| {
-        follower.observe(observation)
+        if let Observation::Event(event) = &observation {
+            history.take(event);
+            if !writer.take(event) {
+                // A run whose records are lost is not gone on with.
+                stop.store(true, Ordering::Relaxed);
+            }
+        }
+        follower.observe(observation);
     });
     let (rows, seconds) = follower.finish();
     let finished = finished.map_err(failed)?;
@@ -282,20 +290,17 @@ fn run(arguments: &RunArguments, out: &mut dyn Write) -> Result<(), End> {
         warning,
         rows: &rows,
         crossing: arguments.target_accuracy.map(|accuracy| Crossing::of(&rows, accuracy)),
-        rounds: &finished.rounds,
-        evaluations: &finished.evaluations,
+        history: &history,
         spread: &spread,
         digest: digest.to_string(),
         seconds,
         machine: &machine,
     })
     .map_err(failed)?;
-    let folder = target.write(&RunFolder {
+    let folder = writer.close(&RunFolder {
         job: &scenario.job,
         scenario_toml: &scenario_toml,
         rows: &rows,
-        rounds: &finished.rounds,
-        evaluations: &finished.evaluations,
         layout: &layout,
         model: &finished.model,
         report: &html,

@@ -2,18 +2,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tributary_client::shard::Shard;
 use tributary_client::trainer::{ArithmeticTrainer, ClientUpdate, Task, TorchTrainer, TrainError, Trainer};
 use tributary_common::job::Job;
 use tributary_common::model;
-use tributary_common::record::{Metrics, Participation, Reason, RunEvent, RunState};
+use tributary_common::record::{
+    EvaluationRecord, Metrics, Participation, Reason, RoundRecord, RunEvent, RunState,
+};
 use tributary_server::round::ImposedSets;
 
-use crate::engine::{Finished, Observation, Settings, SimulationError, simulate};
+use crate::engine::{Finished, HELD_UPDATES_BYTES, Observation, Settings, SimulationError, simulate};
 use crate::plan::Plan;
 use crate::scenario::{Overrides, Scenario};
 use crate::workers::MakeTrainer;
@@ -66,16 +68,49 @@ fn settings(workers: usize, trainer: MakeTrainer) -> Settings {
     Settings { workers, trainer, initial: None, imposed: None, rule: None }
 }
 
-fn run_with(scenario: &Scenario, settings: Settings) -> Result<Finished, SimulationError> {
-    let federation = scenario.federation().unwrap();
-    simulate(scenario, federation, settings, &AtomicBool::new(false), &mut |_| {})
+/// A run that ended, with the records that it told.
+struct Told {
+    finished: Finished,
+    rounds: Vec<RoundRecord>,
+    evaluations: Vec<EvaluationRecord>,
 }
 
-fn run(scenario: &Scenario, workers: usize, trainer: MakeTrainer) -> Finished {
+impl std::ops::Deref for Told {
+    type Target = Finished;
+
+    fn deref(&self) -> &Finished {
+        &self.finished
+    }
+}
+
+fn follow(
+    scenario: &Scenario,
+    settings: Settings,
+    stop: &AtomicBool,
+    observe: &mut dyn FnMut(&Observation<'_>),
+) -> Result<Told, SimulationError> {
+    let federation = scenario.federation().unwrap();
+    let (mut rounds, mut evaluations) = (Vec::new(), Vec::new());
+    let finished = simulate(scenario, federation, settings, stop, &mut |observation| {
+        match &observation {
+            Observation::Event(RunEvent::RoundEnded { record }) => rounds.push(record.clone()),
+            Observation::Event(RunEvent::Evaluated { record }) => evaluations.push(record.clone()),
+            _ => {}
+        }
+        observe(&observation);
+    })?;
+    Ok(Told { finished, rounds, evaluations })
+}
+
+fn run_with(scenario: &Scenario, settings: Settings) -> Result<Told, SimulationError> {
+    follow(scenario, settings, &AtomicBool::new(false), &mut |_| {})
+}
+
+fn run(scenario: &Scenario, workers: usize, trainer: MakeTrainer) -> Told {
     run_with(scenario, settings(workers, trainer)).unwrap()
 }
 
-fn assert_same(a: &Finished, b: &Finished) {
+fn assert_same(a: &Told, b: &Told) {
     assert_eq!(model::digest(&a.model), model::digest(&b.model));
     assert_eq!((&a.state, a.published), (&b.state, b.published));
     assert_eq!(a.rounds, b.rounds);
@@ -83,21 +118,17 @@ fn assert_same(a: &Finished, b: &Finished) {
 }
 
 /// Clients that take very different real times, in an order of their own.
-struct Uneven {
-    inner: ArithmeticTrainer,
-    started: Arc<AtomicUsize>,
-}
+struct Uneven;
 
 impl Trainer for Uneven {
     fn train(&mut self, task: &Task, shard: &Shard, stop: &AtomicBool) -> Result<ClientUpdate, TrainError> {
-        self.started.fetch_add(1, Ordering::SeqCst);
         let client: u64 = task.client.as_str().bytes().map(u64::from).sum();
         std::thread::sleep(Duration::from_micros((client * 7919 + u64::from(task.round) * 104_729) % 3000));
-        self.inner.train(task, shard, stop)
+        ArithmeticTrainer.train(task, shard, stop)
     }
 
     fn evaluate(&mut self, job: &Job, model: &[f32], shard: &Shard) -> Result<Metrics, TrainError> {
-        self.inner.evaluate(job, model, shard)
+        ArithmeticTrainer.evaluate(job, model, shard)
     }
 }
 
@@ -107,10 +138,8 @@ fn workers_decide_no_bit_and_no_record() {
         let scenario = scenario(set);
         let one = run(&scenario, 1, arithmetic());
         assert_eq!((one.state.clone(), one.published, one.evaluations.len()), (RunState::Finished, 3, 3));
-        for workers in [2, 5, 16] {
-            let started = Arc::new(AtomicUsize::new(0));
-            let uneven: MakeTrainer =
-                Arc::new(move || Ok(Box::new(Uneven { inner: ArithmeticTrainer, started: started.clone() })));
+        for workers in [2, 4, 16] {
+            let uneven: MakeTrainer = Arc::new(|| Ok(Box::new(Uneven)));
             assert_same(&one, &run(&scenario, workers, uneven));
         }
     }
@@ -120,7 +149,7 @@ fn workers_decide_no_bit_and_no_record() {
 fn libtorch_gives_the_same_bits_on_any_number_of_workers() {
     let scenario = scenario(&["cohort.over_selection=1.5", "model.architecture=small-cnn", "rounds=2"]);
     let one = run(&scenario, 1, torch());
-    let surplus = |finished: &Finished| {
+    let surplus = |finished: &Told| {
         finished
             .rounds
             .iter()
@@ -132,24 +161,80 @@ fn libtorch_gives_the_same_bits_on_any_number_of_workers() {
     assert_same(&one, &run(&scenario, 3, torch()));
 }
 
+/// Counts the trainings that began and writes down in which order; its updates are zeros.
+struct Counting {
+    began: Arc<Mutex<Vec<String>>>,
+}
+
+impl Trainer for Counting {
+    fn train(&mut self, task: &Task, shard: &Shard, _: &AtomicBool) -> Result<ClientUpdate, TrainError> {
+        self.began.lock().unwrap().push(task.client.to_string());
+        Ok(ClientUpdate { delta: vec![0.0; task.model.len()], examples: shard.len() as u64, loss: 0.0 })
+    }
+
+    fn evaluate(&mut self, _: &Job, _: &[f32], _: &Shard) -> Result<Metrics, TrainError> {
+        Ok(Metrics::default())
+    }
+}
+
+fn counting(began: &Arc<Mutex<Vec<String>>>) -> MakeTrainer {
+    let began = began.clone();
+    Arc::new(move || Ok(Box::new(Counting { began: began.clone() })))
+}
+
 #[test]
 fn few_updates_are_in_memory_whatever_the_cohort() {
-    let scenario = scenario(&["cohort.size=40", "population.clients=40", "rounds=2"]);
-    let started = Arc::new(AtomicUsize::new(0));
-    let counted = started.clone();
-    let trainer: MakeTrainer =
-        Arc::new(move || Ok(Box::new(Uneven { inner: ArithmeticTrainer, started: counted.clone() })));
+    // 5 million parameters: three updates fit into what may be held, fewer than two for each of two workers.
+    let model = ["model.architecture=mlp", "model.hidden=[6300]", "rounds=1"];
+    let scenario = scenario(&[&model[..], &["cohort.size=24", "population.clients=24"]].concat());
+    assert!(scenario.job.layout().unwrap().parameters() as u64 * 4 * 4 > HELD_UPDATES_BYTES);
+    let began = Arc::default();
     let (mut delivered, mut most) = (0usize, 0usize);
-    let federation = scenario.federation().unwrap();
-    let finished =
-        simulate(&scenario, federation, settings(2, trainer), &AtomicBool::new(false), &mut |observation| {
-            if let Observation::Event(RunEvent::Progress { .. }) = observation {
-                delivered += 1;
-                most = most.max(started.load(Ordering::SeqCst).saturating_sub(delivered));
-            }
-        });
-    assert_eq!((finished.unwrap().published, delivered), (2, 80));
-    assert!(most <= 4, "{most} updates were made and not delivered");
+    let stop = AtomicBool::new(false);
+    let told = follow(&scenario, settings(2, counting(&began)), &stop, &mut |observation| {
+        if let Observation::Event(RunEvent::Progress { .. }) = observation {
+            delivered += 1;
+            most = most.max(began.lock().unwrap().len().saturating_sub(delivered));
+        }
+    });
+    assert_eq!((told.unwrap().published, delivered), (1, 24));
+    assert!((2..=4).contains(&most), "{most} updates were made and not delivered");
+}
+
+#[test]
+fn the_longest_training_begins_first_and_what_the_round_leaves_out_is_not_begun() {
+    let order = |set: &[&str]| {
+        let scenario = scenario(&[&["rounds=1", "population.clients=9"], set].concat());
+        let federation = scenario.federation().unwrap();
+        let steps: BTreeMap<String, u64> = (federation.shares.iter())
+            .map(|share| (share.name.to_string(), scenario.job.train.steps(share.train.len() as u64)))
+            .collect();
+        let began = Arc::default();
+        run(&scenario, 1, counting(&began));
+        let began = began.lock().unwrap().clone();
+        (began.iter().map(|client| steps[client]).collect::<Vec<u64>>(), steps)
+    };
+    let (began, steps) = order(&["cohort.size=9"]);
+    let mut sorted: Vec<u64> = steps.into_values().collect();
+    sorted.sort_by_key(|steps| std::cmp::Reverse(*steps));
+    assert!(sorted[0] > sorted[8], "the clients differ");
+    // Examples decide, so two clients with equally many steps may come in either order.
+    assert_eq!(began, sorted);
+
+    // Six are waited for, nine invited: the three that take longest are surplus.
+    let (began, _) = order(&["cohort.size=6", "cohort.over_selection=1.5"]);
+    assert_eq!(began, sorted[3..]);
+}
+
+#[test]
+fn an_evaluation_in_parts_has_the_bits_of_the_whole() {
+    let set = ["data.test_examples=1700", "rounds=1", "model.architecture=small-cnn"];
+    let scenario = scenario(&set);
+    let told = run(&scenario, 3, torch());
+    let test = scenario.federation().unwrap().dataset.test;
+    let whole = TorchTrainer::new().evaluate(&scenario.job, &told.model, &Shard::whole(test)).unwrap();
+    assert_eq!(whole.examples, 1700);
+    assert_eq!(told.evaluations[0].held_out, Some(whole));
 }
 
 #[test]
@@ -175,9 +260,8 @@ fn a_client_that_cannot_train_drops_out_and_is_named() {
     let broken = || -> MakeTrainer { Arc::new(|| Ok(Box::new(Broken))) };
     let everybody = scenario(&["cohort.size=12", "cohort.minimum=10"]);
     let mut details = BTreeSet::new();
-    let federation = everybody.federation().unwrap();
     let stop = AtomicBool::new(false);
-    let finished = simulate(&everybody, federation, settings(2, broken()), &stop, &mut |observation| {
+    let finished = follow(&everybody, settings(2, broken()), &stop, &mut |observation| {
         if let Observation::Declined { client, detail, .. } = observation {
             details.insert(format!("{client}: {detail}"));
         }
@@ -210,13 +294,13 @@ fn a_policy_refuses_before_anything_is_trained() {
 
     // Enough attempts, and nobody is left who has not declined.
     let deserted = run(&scenario(&["policy.minimum_cohort=4", "cohort.attempts=100"]), 1, arithmetic());
-    assert_eq!((deserted.state, deserted.deserted, deserted.published), (RunState::Stopped, true, 0));
+    assert_eq!((&deserted.state, deserted.deserted, deserted.published), (&RunState::Stopped, true, 0));
 }
 
 #[test]
 fn a_replay_imposes_the_accepted_sets() {
     let over = run(&scenario(&["cohort.over_selection=1.8"]), 2, arithmetic());
-    let accepted = |finished: &Finished| -> ImposedSets {
+    let accepted = |finished: &Told| -> ImposedSets {
         finished.rounds.iter().map(|round| (round.round, round.accepted().cloned().collect())).collect()
     };
     // Without the over-selection other cohorts would be drawn; imposed, the same clients train, and no more.
@@ -246,15 +330,14 @@ fn a_run_starts_from_the_model_it_is_given() {
 #[test]
 fn a_stopped_run_keeps_what_it_published() {
     let scenario = scenario(&["rounds=1000"]);
-    let federation = scenario.federation().unwrap();
     let stop = AtomicBool::new(false);
-    let finished = simulate(&scenario, federation, settings(2, arithmetic()), &stop, &mut |observation| {
+    let finished = follow(&scenario, settings(2, arithmetic()), &stop, &mut |observation| {
         if let Observation::Event(RunEvent::RoundStarted { round: 4, .. }) = observation {
             stop.store(true, Ordering::Relaxed);
         }
     });
     let finished = finished.unwrap();
-    assert_eq!((finished.state, finished.published), (RunState::Stopped, 3));
+    assert_eq!((&finished.state, finished.published), (&RunState::Stopped, 3));
     assert_eq!((finished.rounds.len(), finished.evaluations.len()), (4, 3));
 }
 
@@ -391,7 +474,7 @@ fn a_shifted_client_trains_on_what_it_sees() {
     assert_same(&one, &three);
     let plain = run(&with("scheme = 'iid'"), 2, torch());
     assert_ne!(model::digest(&one.model), model::digest(&plain.model));
-    let examples = |finished: &Finished| finished.evaluations[0].held_out.clone().unwrap().examples;
+    let examples = |finished: &Told| finished.evaluations[0].held_out.clone().unwrap().examples;
     assert_eq!(examples(&one), examples(&plain), "the held-out examples are as they are");
 }
 

@@ -87,6 +87,11 @@ impl Pool {
     pub(crate) fn answer(&self, patience: Duration) -> Option<(u64, Outcome)> {
         self.answers.recv_timeout(patience).ok()
     }
+
+    /// An answer that is here already.
+    pub(crate) fn answered(&self) -> Option<(u64, Outcome)> {
+        self.answers.try_recv().ok()
+    }
 }
 
 impl Drop for Pool {

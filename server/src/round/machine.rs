@@ -46,6 +46,9 @@ pub struct RoundMachine {
     evaluators: BTreeSet<NodeName>,
     /// Clients that cannot serve this job until they connect anew.
     unfit: BTreeSet<NodeName>,
+    /// The trainers that are not unfit, sorted, since one of the two sets last changed; for cohorts are drawn from
+    /// it, and in a large federation few come and go.
+    roster: Option<Vec<NodeName>>,
     /// When a client last came or went, or the selection began.
     last_change: Time,
     /// The last count of clients that was reported while waiting.
@@ -103,6 +106,7 @@ impl RoundMachine {
             trainers: BTreeSet::new(),
             evaluators: BTreeSet::new(),
             unfit: BTreeSet::new(),
+            roster: None,
             last_change: now,
             reported: None,
             phase: Phase::Selecting,
@@ -147,6 +151,14 @@ impl RoundMachine {
         match &self.phase {
             Phase::Collecting(c) => Some((c.attempt.round, c.attempt.attempt)),
             _ => None,
+        }
+    }
+
+    /// Updates that the open attempt still waits for; none without an open attempt.
+    pub fn awaited(&self) -> u32 {
+        match &self.phase {
+            Phase::Collecting(c) => c.wanted.saturating_sub(c.accepted),
+            _ => 0,
         }
     }
 
@@ -248,6 +260,7 @@ impl RoundMachine {
 
     fn connected(&mut self, now: Time, node: NodeName, role: Role, effects: &mut Vec<Effect>) {
         self.last_change = now;
+        self.roster = None;
         self.unfit.remove(&node);
         let (here, other) = match role {
             Role::Trainer => (&mut self.trainers, &mut self.evaluators),
@@ -278,6 +291,7 @@ impl RoundMachine {
 
     fn disconnected(&mut self, now: Time, node: &NodeName) {
         self.last_change = now;
+        self.roster = None;
         self.trainers.remove(node);
         self.evaluators.remove(node);
         match &mut self.phase {
@@ -299,6 +313,7 @@ impl RoundMachine {
             // What it refuses now it will refuse again until something changes at the node.
             if matches!(reason, Reason::Policy | Reason::Data | Reason::Unsupported) {
                 self.unfit.insert(node.clone());
+                self.roster = None;
             }
             effects.push(c.progress());
         }
@@ -378,12 +393,13 @@ impl RoundMachine {
     }
 
     /// A uniform sample of the eligible clients, without replacement, from the stream that (round, attempt) names.
-    fn draw(&self, round: u32, members: u32) -> Vec<NodeName> {
-        let eligible: Vec<&NodeName> = self.trainers.difference(&self.unfit).collect();
+    fn draw(&mut self, round: u32, members: u32) -> Vec<NodeName> {
+        let (trainers, unfit) = (&self.trainers, &self.unfit);
+        let eligible = self.roster.get_or_insert_with(|| trainers.difference(unfit).cloned().collect());
         let mut stream = Stream::new(self.job.seed, Purpose::Cohort, round, &self.head.attempt.to_string());
         let picked = rand::seq::index::sample(&mut stream, eligible.len(), members as usize);
         let mut cohort: Vec<NodeName> =
-            picked.into_iter().filter_map(|at| eligible.get(at).copied().cloned()).collect();
+            picked.into_iter().filter_map(|at| eligible.get(at).cloned()).collect();
         cohort.sort();
         cohort
     }

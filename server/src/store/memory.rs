@@ -17,6 +17,8 @@ use super::{
 #[derive(Debug, Default)]
 pub struct MemoryStore {
     state: Mutex<State>,
+    /// Whether only each run's last round and evaluation are kept.
+    last_only: bool,
 }
 
 #[derive(Debug, Default)]
@@ -53,6 +55,12 @@ impl MemoryStore {
     /// An empty store.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// An empty store that keeps of each run the last attempt's record, the last published round's and the last
+    /// evaluation, all that opening it again needs: for long runs whose records go elsewhere as they are made.
+    pub fn keeping_the_last() -> Self {
+        Self { last_only: true, ..Self::default() }
     }
 
     /// No method leaves the state half changed, so a panic elsewhere does not spoil it.
@@ -119,6 +127,9 @@ impl Store for MemoryStore {
         state.run(run)?;
         state.check_model(head.model)?;
         let found = state.run_mut(run)?;
+        if self.last_only {
+            found.rounds.retain(|kept| kept.round == head.published);
+        }
         found.rounds.push(record.clone());
         found.stored.head = head.clone();
         found.stored.open_attempt = None;
@@ -126,7 +137,12 @@ impl Store for MemoryStore {
     }
 
     fn put_evaluation(&self, run: RunId, record: &EvaluationRecord) -> Result<(), StoreError> {
-        self.lock().run_mut(run)?.evaluations.insert(record.round, record.clone());
+        let mut state = self.lock();
+        let evaluations = &mut state.run_mut(run)?.evaluations;
+        if self.last_only {
+            evaluations.clear();
+        }
+        evaluations.insert(record.round, record.clone());
         Ok(())
     }
 

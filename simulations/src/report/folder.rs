@@ -1,5 +1,7 @@
 //! The folder that a run leaves, written whole or not at all, and read again for comparisons.
 
+use std::fs::File;
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -7,7 +9,7 @@ use tributary_common::digest::Digest;
 use tributary_common::job::Job;
 use tributary_common::model::{self, Layout};
 use tributary_common::progress::Line;
-use tributary_common::record::{EvaluationRecord, RoundOutcome, RoundRecord};
+use tributary_common::record::{RoundOutcome, RoundRecord, RunEvent};
 
 /// Where runs go unless `--out` says otherwise, from the current folder.
 const RUNS: &str = "runs";
@@ -85,7 +87,7 @@ impl Row {
     }
 }
 
-/// What a run's folder holds, besides the report.
+/// What a run's folder holds, besides the records that a [`RunWriter`] took.
 #[derive(Debug, Clone)]
 pub struct RunFolder<'a> {
     /// The job as resolved.
@@ -94,10 +96,6 @@ pub struct RunFolder<'a> {
     pub scenario_toml: &'a str,
     /// A row per published round.
     pub rows: &'a [Row],
-    /// The record of every attempt.
-    pub rounds: &'a [RoundRecord],
-    /// The evaluations.
-    pub evaluations: &'a [EvaluationRecord],
     /// Layout of the model.
     pub layout: &'a Layout,
     /// The last published model, or the initial one.
@@ -113,8 +111,6 @@ impl RunFolder<'_> {
             ("job.toml", self.job.to_toml().map_err(|error| text(&error))?.into_bytes()),
             ("scenario.toml", self.scenario_toml.as_bytes().to_vec()),
             ("metrics.csv", to_csv(self.rows).map_err(|error| text(&error))?),
-            ("rounds.jsonl", to_json_lines(self.rounds).map_err(|error| text(&error))?),
-            ("evaluations.jsonl", to_json_lines(self.evaluations).map_err(|error| text(&error))?),
             ("model.safetensors", model::export(self.layout, self.model).map_err(|error| text(&error))?),
             ("report.html", self.report.as_bytes().to_vec()),
         ])
@@ -131,17 +127,8 @@ fn to_csv(rows: &[Row]) -> Result<Vec<u8>, csv::Error> {
     writer.into_inner().map_err(|error| error.into_error().into())
 }
 
-fn to_json_lines<T: Serialize>(records: &[T]) -> Result<Vec<u8>, serde_json::Error> {
-    let mut bytes = Vec::new();
-    for record in records {
-        serde_json::to_writer(&mut bytes, record)?;
-        bytes.push(b'\n');
-    }
-    Ok(bytes)
-}
-
 /// Where a run's folder will be: known, and known to be writable, before the run starts.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum Target {
     /// A folder that the user named. An earlier run's folder there is replaced.
     Named(PathBuf),
@@ -179,26 +166,58 @@ impl Target {
         Ok(target)
     }
 
-    /// Writes the folder under a temporary name and renames it into place; returns where it is.
+    /// Begins the folder under a temporary name beside its place.
     ///
     /// # Errors
-    /// A [`FolderError`]; then nothing is left, and an earlier run's folder is as it was.
-    pub fn write(&self, run: &RunFolder<'_>) -> Result<PathBuf, FolderError> {
+    /// [`FolderError::Io`].
+    pub fn open(self) -> Result<RunWriter, FolderError> {
+        let mut number = 0u32;
+        let new = loop {
+            let new = self.beside(&format!("new-{}-{number}", std::process::id()));
+            match std::fs::create_dir(&new) {
+                Ok(()) => break new,
+                // Another run of this process, or a killed one.
+                Err(cause) if cause.kind() == std::io::ErrorKind::AlreadyExists => number += 1,
+                Err(cause) => return Err(io(&new, "cannot be made")(cause)),
+            }
+        };
+        let create = |name: &str| {
+            let path = new.join(name);
+            File::create(&path).map(BufWriter::new).map_err(io(&path, "cannot be written"))
+        };
+        let files = create("rounds.jsonl").and_then(|rounds| Ok((rounds, create("evaluations.jsonl")?)));
+        match files {
+            Ok((rounds, evaluations)) => {
+                Ok(RunWriter { target: self, new, rounds, evaluations, failed: None })
+            }
+            Err(error) => {
+                let _ = std::fs::remove_dir_all(&new);
+                Err(error)
+            }
+        }
+    }
+
+    /// A hidden neighbour of the folder.
+    fn beside(&self, what: &str) -> PathBuf {
         let (parent, name) = match self {
             Self::Named(path) => {
                 (path.parent().unwrap_or(Path::new("")), path.file_name().unwrap_or_default())
             }
             Self::Numbered { parent, stem } => (parent.as_path(), stem.as_ref()),
         };
-        let beside = |what: &str| {
-            let mut hidden = std::ffi::OsString::from(".");
-            hidden.push(name);
-            hidden.push(format!(".{what}-{}", std::process::id()));
-            parent.join(hidden)
-        };
-        let new = beside("new");
-        let written = write_files(&new, run).and_then(|()| match self {
-            Self::Named(path) => put_in_place(&new, path, &beside("old")).map(|()| path.clone()),
+        let mut hidden = std::ffi::OsString::from(".");
+        hidden.push(name);
+        hidden.push(format!(".{what}"));
+        parent.join(hidden)
+    }
+
+    /// Renames `new` to the folder's place; returns where it is.
+    fn put_in_place(&self, new: &Path) -> Result<PathBuf, FolderError> {
+        match self {
+            Self::Named(path) => {
+                let old = self.beside(&format!("old-{}", std::process::id()));
+                put_in_place(new, path, &old).map(|()| path.clone())
+            }
             Self::Numbered { parent, stem } => {
                 let mut candidates = (1u32..).map(|number| parent.join(format!("{stem}-{number}")));
                 loop {
@@ -206,7 +225,7 @@ impl Target {
                     if path.exists() {
                         continue;
                     }
-                    match std::fs::rename(&new, &path) {
+                    match std::fs::rename(new, &path) {
                         Ok(()) => return Ok(path),
                         // Another simulation was quicker.
                         Err(_) if path.exists() => {}
@@ -214,11 +233,64 @@ impl Target {
                     }
                 }
             }
-        });
-        if written.is_err() {
-            let _ = std::fs::remove_dir_all(&new);
         }
-        written
+    }
+}
+
+/// A run's folder while the run goes on: records are appended as they are made, so that a long run keeps none in
+/// memory. Dropped before [`RunWriter::close`], it leaves nothing.
+#[derive(Debug)]
+pub struct RunWriter {
+    target: Target,
+    new: PathBuf,
+    rounds: BufWriter<File>,
+    evaluations: BufWriter<File>,
+    failed: Option<FolderError>,
+}
+
+impl RunWriter {
+    /// Appends the record that an event brings, if it brings one. Whether all could be written so far; if not,
+    /// [`RunWriter::close`] says why.
+    pub fn take(&mut self, event: &RunEvent) -> bool {
+        let (file, name, written) = match event {
+            RunEvent::RoundEnded { record } => {
+                let written = serde_json::to_writer(&mut self.rounds, record);
+                (&mut self.rounds, "rounds.jsonl", written)
+            }
+            RunEvent::Evaluated { record } => {
+                let written = serde_json::to_writer(&mut self.evaluations, record);
+                (&mut self.evaluations, "evaluations.jsonl", written)
+            }
+            _ => return self.failed.is_none(),
+        };
+        let written = written.map_err(std::io::Error::from);
+        let written = written.and_then(|()| file.write_all(b"\n")).and_then(|()| file.flush());
+        if let Err(cause) = written
+            && self.failed.is_none()
+        {
+            self.failed =
+                Some(FolderError::Io { path: self.new.join(name), what: "cannot be written", cause });
+        }
+        self.failed.is_none()
+    }
+
+    /// Writes the rest and renames the folder into place; returns where it is.
+    ///
+    /// # Errors
+    /// A [`FolderError`]; then nothing is left, and an earlier run's folder is as it was.
+    pub fn close(mut self, run: &RunFolder<'_>) -> Result<PathBuf, FolderError> {
+        if let Some(error) = self.failed.take() {
+            return Err(error);
+        }
+        write_files(&self.new, run)?;
+        self.target.put_in_place(&self.new)
+    }
+}
+
+impl Drop for RunWriter {
+    fn drop(&mut self) {
+        // After a rename there is nothing under this name.
+        let _ = std::fs::remove_dir_all(&self.new);
     }
 }
 
@@ -231,7 +303,6 @@ fn is_replaceable(path: &Path) -> bool {
 fn write_files(folder: &Path, run: &RunFolder<'_>) -> Result<(), FolderError> {
     let files =
         run.files().map_err(|problem| FolderError::Damaged { path: folder.to_path_buf(), problem })?;
-    std::fs::create_dir_all(folder).map_err(io(folder, "cannot be made"))?;
     for (name, bytes) in files {
         let path = folder.join(name);
         std::fs::write(&path, bytes).map_err(io(&path, "cannot be written"))?;
@@ -314,12 +385,10 @@ mod tests {
         let job = Job::parse(JOB).unwrap();
         let layout = job.layout().unwrap();
         let model = layout.initial(1);
-        target.write(&RunFolder {
+        target.clone().open()?.close(&RunFolder {
             job: &job,
             scenario_toml: "",
             rows: &[],
-            rounds: &[],
-            evaluations: &[],
             layout: &layout,
             model: &model,
             report,

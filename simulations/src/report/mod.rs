@@ -3,8 +3,10 @@
 mod chart;
 mod crossing;
 mod folder;
+mod history;
 mod page;
 
 pub use crossing::Crossing;
-pub use folder::{FolderError, Loaded, Row, RunFolder, Target, load};
+pub use folder::{FolderError, Loaded, Row, RunFolder, RunWriter, Target, load};
+pub use history::{History, Point};
 pub use page::{Machine, RunReport, compare, render};

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 
 use askama::Template;
 use tributary_common::job::Job;
-use tributary_common::progress::{bytes_words, dropped};
-use tributary_common::record::{EvaluationRecord, Metrics, RoundOutcome, RoundRecord};
+use tributary_common::progress::bytes_words;
+use tributary_common::record::{EvaluationRecord, Metrics};
 
 use super::chart::{self, Axis, Curve};
 use super::crossing::Crossing;
 use super::folder::{Loaded, Row};
+use super::history::{History, Point};
 use crate::engine::STEP_MILLISECONDS;
 use crate::population::{Quantiles, SHOWN, Spread};
 
@@ -42,10 +43,8 @@ pub struct RunReport<'a> {
     pub rows: &'a [Row],
     /// When the accuracy that was asked about was reached.
     pub crossing: Option<Crossing>,
-    /// The record of every attempt.
-    pub rounds: &'a [RoundRecord],
-    /// The evaluations.
-    pub evaluations: &'a [EvaluationRecord],
+    /// All attempts and evaluations, summed up.
+    pub history: &'a History,
     /// How the data are spread.
     pub spread: &'a Spread,
     /// Digest of the last published model, or of the initial one.
@@ -135,7 +134,8 @@ struct ReportPage<'a> {
     spread_words: String,
     quantiles: Vec<(&'static str, Quantiles)>,
     heat: Heat,
-    abandoned: Vec<String>,
+    abandoned: &'a [String],
+    abandoned_more: usize,
     machine: Vec<(&'static str, String)>,
     step_milliseconds: u64,
     job_toml: &'a str,
@@ -166,9 +166,6 @@ struct ComparisonPage {
     differences: Vec<(String, Vec<String>)>,
 }
 
-/// Which counts of an evaluation a curve shows.
-type Counts<'a> = &'a dyn Fn(&EvaluationRecord) -> Option<Metrics>;
-
 fn figure(value: Option<f64>) -> String {
     value.map_or_else(|| "–".to_owned(), |value| format!("{value:.4}"))
 }
@@ -193,25 +190,20 @@ fn legend(names: impl IntoIterator<Item = String>) -> Vec<LegendEntry> {
 pub fn render(report: &RunReport<'_>) -> Result<String, String> {
     let job = report.job;
     let job_toml = job.to_toml().map_err(|error| error.to_string())?;
-    let curve = |of: Counts<'_>, value: fn(&Metrics) -> Option<f64>| -> Curve {
-        let point = |record: &EvaluationRecord| Some((f64::from(record.round), value(&of(record)?)?));
-        report.evaluations.iter().filter_map(point).collect()
+    let history = report.history;
+    let of = [
+        ("held-out examples", &history.held_out),
+        ("clients' own test examples together", &history.federated),
+    ];
+    let present: Vec<_> = of.into_iter().filter(|(_, points)| !points.is_empty()).collect();
+    let curve = |points: &[Point], value: fn(&Point) -> Option<f64>| -> Curve {
+        points.iter().filter_map(|point| Some((f64::from(point.round), value(point)?))).collect()
     };
-    let held_out = |record: &EvaluationRecord| record.held_out.clone();
-    let federated = |record: &EvaluationRecord| record.federated();
-    let of: [(&str, Counts<'_>); 2] =
-        [("held-out examples", &held_out), ("clients' own test examples together", &federated)];
-    let present: Vec<_> = of
-        .into_iter()
-        .filter(|(_, of)| report.evaluations.iter().any(|record| of(record).is_some()))
-        .collect();
-    let accuracy: Vec<Curve> = present.iter().map(|(_, of)| curve(of, Metrics::accuracy)).collect();
-    let loss: Vec<Curve> = present.iter().map(|(_, of)| curve(of, Metrics::loss)).collect();
+    let accuracy: Vec<Curve> = present.iter().map(|(_, of)| curve(of, |point| point.accuracy)).collect();
+    let loss: Vec<Curve> = present.iter().map(|(_, of)| curve(of, |point| point.loss)).collect();
 
-    let last = report.evaluations.last();
+    let last = history.last.as_ref();
     let headline = last.and_then(EvaluationRecord::headline);
-    let (up, down) =
-        report.rounds.iter().fold((0, 0), |(up, down), round| (up + round.bytes_up, down + round.bytes_down));
     let per_round = report.seconds / report.rows.len().max(1) as f64;
     let mut summary = vec![
         ("rounds", format!("{} of {}", report.rows.len(), job.rounds)),
@@ -227,8 +219,8 @@ pub fn render(report: &RunReport<'_>) -> Result<String, String> {
                 job.model.classes
             ),
         ),
-        ("bytes up, down", format!("{}, {}", bytes_words(up), bytes_words(down))),
-        ("drop-outs", report.rounds.iter().map(|round| round.dropped().count()).sum::<usize>().to_string()),
+        ("bytes up, down", format!("{}, {}", bytes_words(history.bytes_up), bytes_words(history.bytes_down))),
+        ("drop-outs", history.dropped.to_string()),
         ("wall time", format!("{:.1} s, {per_round:.2} s per round", report.seconds)),
         ("seed", job.seed.to_string()),
     ];
@@ -253,7 +245,8 @@ pub fn render(report: &RunReport<'_>) -> Result<String, String> {
         ),
         quantiles: vec![("training examples", spread.examples), ("different labels", spread.labels)],
         heat: heat(spread),
-        abandoned: report.rounds.iter().filter_map(abandoned).collect(),
+        abandoned: &history.abandoned,
+        abandoned_more: history.abandoned_more,
         machine: vec![
             ("processor", machine.processor.clone()),
             ("instruction sets", machine.instruction_sets.clone()),
@@ -387,14 +380,6 @@ fn heat(spread: &Spread) -> Heat {
         }
     }
     heat
-}
-
-fn abandoned(record: &RoundRecord) -> Option<String> {
-    let RoundOutcome::Abandoned { reason } = &record.outcome else { return None };
-    let out: Vec<String> =
-        dropped(record).into_iter().take(8).map(|drop| format!("{} {}", drop.client, drop.why)).collect();
-    let out = if out.is_empty() { String::new() } else { format!(" ({})", out.join(", ")) };
-    Some(format!("round {}, attempt {}: {reason}{out}", record.round, record.attempt))
 }
 
 /// The comparison of several runs' folders: their curves in one picture, their figures and what differs.

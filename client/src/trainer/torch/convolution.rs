@@ -233,6 +233,7 @@ impl Convolution {
     /// Writes the windows of an image, one after another.
     fn unfold(&self, image: &[f32], shape: Image, windows: &mut [f32]) {
         match self.size * shape.channels {
+            3 => self.unfold_runs::<3>(image, shape, windows),
             5 => self.unfold_runs::<5>(image, shape, windows),
             8 => self.unfold_runs::<8>(image, shape, windows),
             9 => self.unfold_runs::<9>(image, shape, windows),

@@ -22,8 +22,6 @@ use super::slots::Slots;
 
 /// Most batch sizes that a network stays bound to; each costs a few kilobytes beside the unfolded windows.
 const BOUND_SIZES: usize = 32;
-/// Most pixels of a pooling window: a choice among them is kept in two bytes.
-const POOL_PIXELS: usize = 1 << 16;
 
 /// One step of the computation.
 #[derive(Debug, Clone)]
@@ -72,7 +70,7 @@ enum Kept {
     Linear(linear::Bound),
     Convolution(convolution::Bound),
     Moments(Moments),
-    Chosen(Vec<u16>),
+    Chosen(Vec<u32>),
     Factors(Vec<f32>),
 }
 
@@ -457,9 +455,6 @@ impl Compiler<'_> {
         let into = window(from, size, stride, 0).ok_or_else(misfit)?;
         let output = self.slot(into.values());
         let stage = stage(Pool { input: slot, output, from, into, window: size, stride });
-        if matches!(stage, Stage::MaxPool(_)) && size.0 * size.1 > POOL_PIXELS {
-            return Err(misfit());
-        }
         self.stages.push(stage);
         Ok((output, Shape::Image(into)))
     }

@@ -21,23 +21,18 @@ pub(super) struct GroupNorm {
     pub(super) groups: usize,
 }
 
-/// What the way back needs from the way forward.
+/// What the way back needs from the way forward, and rows of memory that are kept between calls.
 #[derive(Debug, Default)]
 pub(super) struct Moments {
-    /// Mean and 1/√(variance + ε), example by example, group by group.
-    groups: Vec<(f32, f32)>,
-    /// Channel sums, kept between calls.
+    /// Example by example: the mean of each channel's group, then 1/√(variance + ε).
+    rows: Vec<f32>,
     sums: Vec<f64>,
+    own: Vec<f32>,
 }
 
 impl GroupNorm {
     fn channels_per_group(&self) -> usize {
         (self.image.channels / self.groups.max(1)).max(1)
-    }
-
-    /// Values over which one mean is taken.
-    fn group_values(&self) -> f64 {
-        (self.image.height * self.image.width * self.channels_per_group()) as f64
     }
 
     pub(super) fn forward(
@@ -47,30 +42,35 @@ impl GroupNorm {
         parameters: &Parameters,
         examples: usize,
     ) {
-        let channels = self.image.channels;
+        let (channels, each) = (self.image.channels, self.image.values());
         let all = parameters.values.values();
         let (weight, bias) = (&all[self.weight.clone()], &all[self.bias.clone()]);
         let (values, normal) = slots.values_pair(self.input, self.output);
-        moments.groups.clear();
-        let images =
-            values.chunks_exact(self.image.values()).zip(normal.chunks_exact_mut(self.image.values()));
-        for (image, normal) in images.take(examples) {
-            let first = moments.groups.len();
-            self.channel_sums(&mut moments.sums, image, |_, value| f64::from(value));
-            let means: Vec<f64> = self.per_group(&moments.sums);
-            self.channel_sums(&mut moments.sums, image, |channel, value| {
-                let mean = means.get(channel / self.channels_per_group()).copied().unwrap_or_default();
-                (f64::from(value) - mean).powi(2)
-            });
-            let variances = self.per_group(&moments.sums);
-            let of =
-                |(mean, variance): (&f64, &f64)| (*mean as f32, (1.0 / (variance + EPSILON).sqrt()) as f32);
-            moments.groups.extend(means.iter().zip(&variances).map(of));
-            let groups = &moments.groups[first..];
-            for (from, into) in image.chunks_exact(channels).zip(normal.chunks_exact_mut(channels)) {
-                for (channel, (value, into)) in from.iter().zip(into).enumerate() {
-                    let (mean, scale) = groups[channel / self.channels_per_group()];
-                    *into = (value - mean) * scale * weight[channel] + bias[channel];
+        let Moments { rows, sums, own } = moments;
+        rows.resize(examples * 2 * channels, 0.0);
+        let images = values.chunks_exact(each).zip(normal.chunks_exact_mut(each));
+        for ((image, normal), row) in images.zip(rows.chunks_exact_mut(2 * channels)) {
+            let (means, scales) = row.split_at_mut(channels);
+            sums.clear();
+            sums.resize(channels, 0.0);
+            for pixel in image.chunks_exact(channels) {
+                sums.iter_mut().zip(pixel).for_each(|(sum, value)| *sum += f64::from(*value));
+            }
+            self.spread(sums, means, |mean| mean);
+            sums.fill(0.0);
+            for pixel in image.chunks_exact(channels) {
+                for ((sum, value), mean) in sums.iter_mut().zip(pixel).zip(&*means) {
+                    let difference = value - mean;
+                    *sum += f64::from(difference * difference);
+                }
+            }
+            self.spread(sums, scales, |variance| 1.0 / (variance + EPSILON).sqrt());
+            own.clear();
+            own.extend(scales.iter().zip(weight).map(|(scale, weight)| scale * weight));
+            for (pixel, normal) in image.chunks_exact(channels).zip(normal.chunks_exact_mut(channels)) {
+                let factors = means.iter().zip(&*own).zip(bias);
+                for ((value, normal), ((mean, factor), bias)) in pixel.iter().zip(normal).zip(factors) {
+                    *normal = (value - mean) * factor + bias;
                 }
             }
         }
@@ -87,39 +87,45 @@ impl GroupNorm {
         examples: usize,
     ) {
         let (channels, each) = (self.image.channels, self.image.values());
-        let per_group = self.channels_per_group();
         let weight = parameters.values.values()[self.weight.clone()].to_vec();
+        let Moments { rows, sums, own } = moments;
         // Slopes of weight and bias, as one row each.
-        let mut own = vec![0.0f32; 2 * channels];
-        let values = slots.value(self.input).values()[..examples * each].to_vec();
+        own.clear();
+        own.resize(2 * channels, 0.0);
+        let mut pulls = vec![0.0f32; 2 * channels];
+        let values = slots.value(self.input).values().to_vec();
         let (slopes, into) = slots.slopes_pair(self.output, self.input);
-        for example in 0..examples {
-            let (x, slope) = (&values[example * each..][..each], &slopes[example * each..][..each]);
-            let groups = &moments.groups[example * self.groups..][..self.groups];
-            let normal = |channel: usize, value: f32| {
-                let (mean, scale) = groups[channel / per_group];
-                (value - mean) * scale
-            };
-            let mut sums = vec![0.0f64; 2 * channels];
-            for (x, slope) in x.chunks_exact(channels).zip(slope.chunks_exact(channels)) {
-                for channel in 0..channels {
-                    sums[channel] += f64::from(slope[channel] * normal(channel, x[channel]));
-                    sums[channels + channel] += f64::from(slope[channel]);
+        let images =
+            values.chunks_exact(each).zip(slopes.chunks_exact(each)).zip(into.chunks_exact_mut(each));
+        for (((image, slopes), into), row) in images.take(examples).zip(rows.chunks_exact(2 * channels)) {
+            let (means, scales) = row.split_at(channels);
+            sums.clear();
+            sums.resize(2 * channels, 0.0);
+            let (along, plain) = sums.split_at_mut(channels);
+            for (pixel, slopes) in image.chunks_exact(channels).zip(slopes.chunks_exact(channels)) {
+                let of = pixel.iter().zip(slopes).zip(means.iter().zip(scales));
+                for ((along, plain), ((value, slope), (mean, scale))) in
+                    along.iter_mut().zip(&mut *plain).zip(of)
+                {
+                    *along += f64::from(slope * ((value - mean) * scale));
+                    *plain += f64::from(*slope);
                 }
             }
-            own.iter_mut().zip(&sums).for_each(|(own, sum)| *own += *sum as f32);
-            let weighted = |half: &[f64]| -> Vec<f64> {
-                half.iter().zip(&weight).map(|(sum, weight)| sum * f64::from(*weight)).collect()
-            };
-            let along = self.per_group(&weighted(&sums[..channels]));
-            let mean = self.per_group(&weighted(&sums[channels..]));
-            let rows = into[example * each..][..each].chunks_exact_mut(channels);
-            for (into, (x, slope)) in rows.zip(x.chunks_exact(channels).zip(slope.chunks_exact(channels))) {
-                for channel in 0..channels {
-                    let group = channel / per_group;
-                    let (_, scale) = groups[group];
-                    let pull = mean[group] as f32 + normal(channel, x[channel]) * along[group] as f32;
-                    into[channel] = scale * (slope[channel] * weight[channel] - pull);
+            own.iter_mut().zip(&*sums).for_each(|(own, sum)| *own += *sum as f32);
+            for half in sums.chunks_exact_mut(channels) {
+                half.iter_mut().zip(&weight).for_each(|(sum, weight)| *sum *= f64::from(*weight));
+            }
+            let (along, plain) = pulls.split_at_mut(channels);
+            self.spread(&sums[..channels], along, |mean| mean);
+            self.spread(&sums[channels..], plain, |mean| mean);
+            let rows = image.chunks_exact(channels).zip(slopes.chunks_exact(channels));
+            for ((pixel, slopes), into) in rows.zip(into.chunks_exact_mut(channels)) {
+                let of = means.iter().zip(scales).zip(weight.iter().zip(along.iter().zip(&*plain)));
+                let given = pixel.iter().zip(slopes).zip(of);
+                for (into, ((value, slope), ((mean, scale), (weight, (along, plain))))) in
+                    into.iter_mut().zip(given)
+                {
+                    *into = scale * (slope * weight - plain - (value - mean) * scale * along);
                 }
             }
         }
@@ -128,21 +134,13 @@ impl GroupNorm {
         target.column_sums(parameters, &self.bias, biases);
     }
 
-    /// The sum of `of(channel, value)` over an image's pixels, channel by channel.
-    fn channel_sums(&self, sums: &mut Vec<f64>, image: &[f32], of: impl Fn(usize, f32) -> f64) {
-        sums.clear();
-        sums.resize(self.image.channels, 0.0);
-        for pixel in image.chunks_exact(self.image.channels) {
-            for (channel, (sum, value)) in sums.iter_mut().zip(pixel).enumerate() {
-                *sum += of(channel, *value);
-            }
+    /// Adds up the channels' sums over each group, divides by its values, and gives every channel what `of` makes of
+    /// its group's mean.
+    fn spread(&self, sums: &[f64], into: &mut [f32], of: impl Fn(f64) -> f64) {
+        let each = self.channels_per_group();
+        let values = (self.image.height * self.image.width * each) as f64;
+        for (sums, into) in sums.chunks(each).zip(into.chunks_mut(each)) {
+            into.fill(of(sums.iter().sum::<f64>() / values) as f32);
         }
-    }
-
-    /// Channel sums, added up and divided by the values of a group.
-    fn per_group(&self, sums: &[f64]) -> Vec<f64> {
-        sums.chunks(self.channels_per_group())
-            .map(|group| group.iter().sum::<f64>() / self.group_values())
-            .collect()
     }
 }

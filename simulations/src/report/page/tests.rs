@@ -2,7 +2,7 @@
 
 use tributary_common::digest::Digest;
 use tributary_common::progress::Line;
-use tributary_common::record::{Abandonment, Participation, Reason};
+use tributary_common::record::{Abandonment, Participation, Reason, RoundOutcome, RoundRecord, RunEvent};
 use tributary_common::time::Time;
 
 use super::*;
@@ -68,14 +68,16 @@ fn page(classes: usize, clients: usize, refusal: &str) -> String {
         trainer: "none".into(),
         workers: 3,
     };
+    let mut history = History::default();
+    history.take(&RunEvent::RoundEnded { record: round });
+    history.take(&RunEvent::Evaluated { record: evaluation });
     render(&RunReport {
         job: &job,
         scenario_toml: "x = 1",
         warning: Some("The run was stopped.".into()),
         rows: &[],
         crossing: Some(Crossing::of(&[], 0.97)),
-        rounds: &[round],
-        evaluations: &[evaluation],
+        history: &history,
         spread: &spread(clients, classes),
         digest: Digest::of(b"m").to_string(),
         seconds: 1.0,
@@ -104,7 +106,11 @@ fn a_page_shows_what_was_measured() {
         assert!(html.contains(part), "{part}\n{html}");
     }
     assert_eq!(html.matches("fill-opacity=\"1.00\"").count(), 3 * 2, "three clients, two labels");
-    assert_eq!(html.matches("fill=\"currentColor\" fill-opacity=\"0.35\"").count(), 3, "a bar for each client's size");
+    assert_eq!(
+        html.matches("fill=\"currentColor\" fill-opacity=\"0.35\"").count(),
+        3,
+        "a bar for each client's size"
+    );
     assert!(!html.contains("<script"));
 }
 
