@@ -109,9 +109,11 @@ pub(crate) fn run(workers: &[usize]) -> Result<(Learnt, Vec<Learnt>), Box<dyn Er
 fn main() -> Result<(), Box<dyn Error>> {
     let (fedavg, feddyn) = run(&[2])?;
     println!("round  FedAvg  FedDyn");
-    let feddyn = feddyn.iter().flat_map(|learnt| &learnt.accuracies);
-    for (round, (fedavg, feddyn)) in (1..).zip(fedavg.accuracies.iter().zip(feddyn)) {
-        println!("{round:>5}  {fedavg:.3}   {feddyn:.3}");
+    for feddyn in feddyn {
+        for (round, (fedavg, feddyn)) in (1..).zip(fedavg.accuracies.iter().zip(&feddyn.accuracies)) {
+            println!("{round:>5}  {fedavg:.3}   {feddyn:.3}");
+        }
+        println!("gained {:.3}", feddyn.accuracy() - fedavg.accuracy());
     }
     Ok(())
 }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use tributary_client::data;
 use tributary_client::partition::Share;
 use tributary_client::trainer::{TorchTrainer, Trainer};
+use tributary_simulations::devices::Devices;
 use tributary_simulations::population::Spread;
 use tributary_simulations::scenario::{Federation, Scenario};
 
@@ -34,7 +35,7 @@ fn ring(scenario: &Scenario) -> Result<Federation, Box<dyn Error>> {
         Ok(Share { name, train: train.into(), test: [].into(), shift: None })
     };
     let shares = parts.into_iter().enumerate().map(share).collect::<Result<_, Box<dyn Error>>>()?;
-    Ok(Federation { dataset, shares })
+    Ok(Federation { dataset, shares, devices: Devices::default() })
 }
 
 /// The spread of the ring; the accuracy on the scenario's own partition, and on the ring.

@@ -291,6 +291,7 @@ fn run(arguments: &RunArguments, out: &mut dyn Write) -> Result<(), End> {
         rows: &rows,
         crossing: arguments.target_accuracy.map(|accuracy| Crossing::of(&rows, accuracy)),
         history: &history,
+        timing: &finished.timing,
         spread: &spread,
         digest: digest.to_string(),
         seconds,
@@ -308,6 +309,7 @@ fn run(arguments: &RunArguments, out: &mut dyn Write) -> Result<(), End> {
     let folder = folder.map_err(failed)?;
     if arguments.format == Format::Human {
         // A reader that went away has seen enough.
+        let _ = writeln!(out, "virtual time: {}", finished.timing);
         let _ = writeln!(out, "report: {}", folder.join("report.html").display());
     }
     match finished.state {

@@ -5,7 +5,9 @@ use std::fmt;
 use serde::Serialize;
 use tributary_common::progress::bytes_words;
 
-use crate::engine::STEP_MILLISECONDS;
+use tributary_common::rng::{Purpose, Stream};
+
+use crate::engine::{Timing, duration};
 use crate::population::{Quantiles, Spread};
 use crate::scenario::{Federation, Scenario, ScenarioError};
 
@@ -46,6 +48,8 @@ pub struct Plan {
     pub bytes_up_per_round: u64,
     /// Both, over all rounds.
     pub bytes_in_all: u64,
+    /// How long the real federation would take, were everybody online and nothing to go wrong.
+    pub timing: Timing,
     /// What will not go as one might expect.
     pub warnings: Vec<String>,
 }
@@ -66,6 +70,13 @@ impl Plan {
         let cohort = u64::from(job.cohort.size).min(invited);
         let steps: Vec<u64> =
             federation.shares.iter().map(|share| job.train.steps(share.train.len() as u64)).collect();
+        let times: Vec<u64> = (federation.shares.iter().zip(&steps).enumerate())
+            .map(|(place, (share, steps))| {
+                let device = federation.devices.of(&share.name, place);
+                let transfers = device.download(parameters * 4) + device.upload(parameters * 4);
+                device.message() + transfers + device.training(*steps, 1.0)
+            })
+            .collect();
         let all_steps = steps.iter().fold(0u64, |sum, more| sum.saturating_add(*more));
         let steps = Quantiles::of(steps);
         let (down, up) = (invited * parameters * 4, cohort * parameters * 4);
@@ -77,12 +88,14 @@ impl Plan {
                 "a round wants {wanted} clients, but there are {clients}: each round has them all"
             ));
         }
-        let longest = steps.maximum.saturating_mul(STEP_MILLISECONDS).div_ceil(1000);
-        if longest > u64::from(job.cohort.deadline_seconds) {
+        let deadline = u64::from(job.cohort.deadline_seconds) * 1000;
+        let late = times.iter().filter(|time| **time > deadline).count();
+        if late > 0 {
+            let longest = duration(times.iter().copied().max().unwrap_or_default());
             warnings.push(format!(
-                "a client with {} steps takes {longest} s of virtual time, longer than [cohort] deadline_seconds = {}: \
-                 it will be late",
-                steps.maximum, job.cohort.deadline_seconds
+                "{late} of {clients} clients take longer for a round than [cohort] deadline_seconds = {} (the slowest \
+                 {longest} of virtual time): they will be late",
+                job.cohort.deadline_seconds
             ));
         }
         if federation.dataset.test.is_empty() {
@@ -107,8 +120,42 @@ impl Plan {
             bytes_down_per_round: down,
             bytes_up_per_round: up,
             bytes_in_all: (down + up).saturating_mul(u64::from(job.rounds)),
+            timing: estimate(scenario, &times),
             warnings,
         })
+    }
+}
+
+/// The rounds that the first cohorts would make, each over when enough of its clients, or the deadline, have passed.
+fn estimate(scenario: &Scenario, times: &[u64]) -> Timing {
+    /// Enough for the quantiles.
+    const ROUNDS: u32 = 200;
+    let job = &scenario.job;
+    let invited = times.len().min(job.invited() as usize);
+    let wanted = invited.min(job.cohort.size as usize);
+    let deadline = u64::from(job.cohort.deadline_seconds) * 1000;
+    let (mut rounds, mut by_deadline, mut waited, mut spans) = (Vec::new(), 0u64, 0u64, 0u64);
+    for round in 1..=job.rounds.min(ROUNDS) {
+        let mut stream = Stream::new(job.seed, Purpose::Cohort, round, "1");
+        let cohort = rand::seq::index::sample(&mut stream, times.len(), invited);
+        let mut cohort: Vec<u64> = cohort.into_iter().filter_map(|at| times.get(at).copied()).collect();
+        cohort.sort_unstable();
+        let last = wanted.checked_sub(1).and_then(|last| cohort.get(last)).copied().unwrap_or_default();
+        let span = last.min(deadline);
+        by_deadline += u64::from(last >= deadline);
+        for time in cohort.into_iter().take(wanted).filter(|time| *time <= span) {
+            waited += span - time;
+            spans += span;
+        }
+        rounds.push(span);
+    }
+    let simulated = rounds.len().max(1) as f64;
+    let mean = rounds.iter().sum::<u64>() as f64 / simulated;
+    Timing {
+        total_milliseconds: (mean * f64::from(job.rounds)).round() as u64,
+        round_milliseconds: Quantiles::of(rounds),
+        ended_by_deadline: by_deadline as f64 / simulated,
+        idle_share: waited as f64 / spans.max(1) as f64,
     }
 }
 
@@ -157,6 +204,7 @@ impl fmt::Display for Plan {
             bytes_words(self.bytes_up_per_round),
             bytes_words(self.bytes_in_all)
         )?;
+        write!(f, "\nvirtual time         about {}", self.timing)?;
         for warning in &self.warnings {
             write!(f, "\nnote: {warning}")?;
         }

@@ -126,6 +126,7 @@ mod tests {
     use tributary_client::data::{Dataset, Split};
 
     use super::*;
+    use crate::devices::Devices;
 
     #[test]
     fn quantiles_by_nearest_rank() {
@@ -152,7 +153,8 @@ mod tests {
                 test: [].into(),
                 shift: None,
             };
-            Spread::of(&Federation { dataset, shares: parts.iter().enumerate().map(share).collect() })
+            let shares = parts.iter().enumerate().map(share).collect();
+            Spread::of(&Federation { dataset, shares, devices: Devices::default() })
         };
         let even = spread(&[&[0, 2], &[1, 3]]);
         assert_eq!((even.label_skew, even.labels.minimum, even.examples.maximum), (0.0, 2, 2));

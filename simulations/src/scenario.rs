@@ -1,6 +1,7 @@
 //! The scenario file: a job, and what a real federation brings by itself: data, a population, policies.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::Serialize;
 use toml::{Table, Value};
@@ -8,7 +9,11 @@ use tributary_client::data::{self, DataConfig, DataError, Dataset};
 use tributary_client::partition::{self, PartitionConfig, PartitionError, Population, Scheme, Share};
 use tributary_client::policy::Policy;
 use tributary_common::document::{self, DocumentError, Schema};
+use tributary_common::ids::NodeName;
 use tributary_common::job::{self, Job, JobError};
+
+use crate::devices::{self, Devices, DevicesConfig, DevicesError, Trace};
+use crate::faults::{self, FaultsConfig};
 
 /// Largest scenario file that is read.
 const FILE_BYTES: u64 = 256 * 1024;
@@ -22,7 +27,8 @@ pub const SCHEMA: Schema = Schema {
         ("data", Some(&data::SCHEMA)),
         ("partition", Some(&partition::SCHEMA)),
         ("policy", Some(&POLICY)),
-        ("faults", None),
+        ("devices", Some(&devices::SCHEMA)),
+        ("faults", Some(&faults::SCHEMA)),
     ],
 };
 const POLICY: Schema = Schema {
@@ -91,6 +97,9 @@ pub enum ScenarioError {
     /// The data cannot be shared so.
     #[error(transparent)]
     Partition(#[from] PartitionError),
+    /// The devices' trace cannot be read, or does not fit the population.
+    #[error(transparent)]
+    Devices(#[from] DevicesError),
 }
 
 /// What the command line changes in a scenario.
@@ -115,6 +124,10 @@ pub struct Scenario {
     pub data: DataConfig,
     /// How the population shares it.
     pub partition: PartitionConfig,
+    /// How fast the clients are, and when they are there.
+    pub devices: DevicesConfig,
+    /// What goes wrong.
+    pub faults: FaultsConfig,
     /// What every client allows; `minimum_cell` is 0 unless the scenario says otherwise.
     pub policy: Policy,
     /// The folder that `data.path` is relative to.
@@ -130,6 +143,8 @@ pub struct Federation {
     pub dataset: Dataset,
     /// The clients, by name.
     pub shares: Vec<Share>,
+    /// Their devices.
+    pub devices: Devices,
 }
 
 impl Scenario {
@@ -169,9 +184,6 @@ impl Scenario {
         let job = Job::from_table(job_table).map_err(|error| ScenarioError::Job { path: job_path, error })?;
 
         document::check_keys(&table, &SCHEMA).map_err(document)?;
-        if table.contains_key("faults") {
-            return Err(invalid("[faults] is not available yet in this version; remove the table".into()));
-        }
         let data = table.remove("data").ok_or_else(|| {
             invalid("[data] is missing: say what to learn from, such as source = \"synthetic\"".into())
         })?;
@@ -188,6 +200,17 @@ impl Scenario {
             None => PartitionConfig::new(Scheme::Iid),
         };
         partition.validate(&population).map_err(|error| at_path(error.to_string()))?;
+        let mut devices: DevicesConfig = match table.remove("devices") {
+            Some(value) => read_table("devices", value).map_err(document)?,
+            None => DevicesConfig::default(),
+        };
+        devices.validate().map_err(|error| at_path(error.to_string()))?;
+        devices.trace = devices.trace.map(|trace| folder.join(trace));
+        let faults: FaultsConfig = match table.remove("faults") {
+            Some(value) => read_table("faults", value).map_err(document)?,
+            None => FaultsConfig::default(),
+        };
+        faults.validate(&job).map_err(|error| at_path(error.to_string()))?;
         let mut policy = match table.remove("policy") {
             Some(Value::Table(policy)) => policy,
             _ => Table::new(),
@@ -195,7 +218,8 @@ impl Scenario {
         policy.entry("minimum_cell").or_insert(Value::Integer(0));
         let policy = document::read(policy).map_err(document)?;
         let base = overrides.data.clone().unwrap_or_else(|| folder.to_path_buf());
-        Ok(Self { job, population, data, partition, policy, base, path: path.to_path_buf() })
+        let path = path.to_path_buf();
+        Ok(Self { job, population, data, partition, devices, faults, policy, base, path })
     }
 
     /// Loads the data and shares them among the clients.
@@ -224,7 +248,12 @@ impl Scenario {
                     .into(),
             ));
         }
-        Ok(Federation { dataset, shares })
+        let trace = self.devices.trace.as_deref().map(Trace::read).transpose()?;
+        if let Some(trace) = &trace {
+            trace.check(&shares.iter().map(|share| &share.name).collect::<Vec<&NodeName>>())?;
+        }
+        let devices = Devices::new(self.job.seed, self.devices.clone(), trace.map(Arc::new));
+        Ok(Federation { dataset, shares, devices })
     }
 
     /// The scenario as resolved, for a run's folder: it names the job as `job.toml` beside it and its data by an
@@ -239,6 +268,10 @@ impl Scenario {
             population: &'a Population,
             partition: &'a PartitionConfig,
             policy: &'a Policy,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            devices: Option<DevicesConfig>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            faults: Option<&'a FaultsConfig>,
             data: &'a DataConfig,
         }
         let mut data = self.data.clone();
@@ -246,11 +279,15 @@ impl Scenario {
             let path = self.base.join(path);
             std::path::absolute(&path).unwrap_or(path)
         });
+        let mut devices = self.devices.clone();
+        devices.trace = devices.trace.map(|path| std::path::absolute(&path).unwrap_or(path));
         let resolved = Resolved {
             job: "job.toml",
             population: &self.population,
             partition: &self.partition,
             policy: &self.policy,
+            devices: Some(devices).filter(|devices| *devices != DevicesConfig::default()),
+            faults: Some(&self.faults).filter(|faults| **faults != FaultsConfig::default()),
             data: &data,
         };
         toml::to_string(&resolved)
@@ -380,7 +417,7 @@ mod tests {
             (SCENARIO, vec!["trian.momentum=0.5"], "did you mean `train`?"),
             (SCENARIO, vec!["train.momentun=0.5"], "did you mean `train.momentum`?"),
             (SCENARIO, vec!["train"], "is not `key=value`"),
-            (SCENARIO, vec!["faults.dropout_probability=0.1"], "[faults] is not available yet"),
+            (SCENARIO, vec!["faults.dropout_probability=1.1"], "[faults] dropout_probability = 1.1"),
             (SCENARIO, vec!["partition.scheme=quantity"], "quantity needs power"),
             (SCENARIO, vec!["partition.scheme=idd"], "[partition] unknown variant"),
             (SCENARIO, vec!["population.clients=0"], "clients = 0"),

@@ -1,5 +1,8 @@
 //! Every example runs, and shows what it says that it shows.
 
+// What the examples share belongs to each of them.
+#![allow(clippy::duplicate_mod)]
+
 #[allow(dead_code)]
 #[path = "../examples/aggregation_rule.rs"]
 mod aggregation_rule;

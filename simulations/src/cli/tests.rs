@@ -89,8 +89,9 @@ fn the_demo_learns_and_leaves_its_folder() {
     assert!(again.contains("round 3/3  accuracy 0."), "{again}");
     assert!(again.contains(finished["model_digest"].as_str().unwrap()), "{again}");
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left beside");
+    assert!(again.contains("virtual time: ") && read("report.html").contains("<h2>Virtual time</h2>"));
     let told = again.lines().find(|line| line.starts_with("20 % first reached at round ")).unwrap();
-    assert!(read("report.html").contains(told) && again.lines().count() == 7, "{again}");
+    assert!(read("report.html").contains(told) && again.lines().count() == 8, "{again}");
 
     let other = text(&folder.path().join("second"));
     let prox =
@@ -180,7 +181,8 @@ fn a_plan_tells_the_costs() {
     ])
     .unwrap();
     assert!(printed.contains("note: a round wants 30 clients, but there are 20"), "{printed}");
-    assert!(printed.contains("it will be late"), "{printed}");
+    assert!(printed.contains("20 of 20 clients take longer for a round than"), "{printed}");
+    assert!(printed.contains("100 % of rounds ended by their deadline"), "{printed}");
 }
 
 #[test]

@@ -4,37 +4,51 @@
 //! time that the scenario alone decides, and what happens is told to the cores in the order of (virtual time,
 //! client), whatever thread finishes first: so the number of workers decides no bit and no record. [`schedule`]
 //! decides which computation is done when in real time, and bounds the updates in memory.
+//!
+//! Devices and faults act through the inputs that a real federation has too: messages and transfers that take time,
+//! connections that end and begin, updates that are refused or come twice. A client's upload is part of its
+//! computation here, so that no update is in memory while it is virtually under way.
 
 mod nodes;
+mod presence;
 mod schedule;
+mod timing;
 
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use tributary_client::machine::{Attempt, Effect, Failure, Input, Kept, NodeMachine, RoundKey, Trained};
+use tributary_client::machine::{
+    Attempt, Dismissal, Effect, Failure, Input, Kept, NodeMachine, Role, RoundKey, Trained,
+};
 use tributary_client::trainer::{ClientUpdate, EVALUATION_BATCH, Task, TrainError};
 use tributary_common::aggregate::{AggregationRule, WeightedMean};
+use tributary_common::digest::Digest;
 use tributary_common::ids::{NodeName, RunId};
 use tributary_common::job::{Job, JobError};
 use tributary_common::model::Parameters;
-use tributary_common::record::{Metrics, Reason, RunEvent, RunState};
+use tributary_common::record::{Metrics, Reason, RoundRecord, RunEvent, RunState};
 use tributary_common::time::Time;
 use tributary_server::round::{self, ImposedSets};
 use tributary_server::run::{Outgoing, Payload, Run, RunError, Update};
 use tributary_server::store::{MemoryStore, Store, StoreError};
 
 pub use self::schedule::HELD_UPDATES_BYTES;
+pub use self::timing::{Timing, duration};
 
 use self::nodes::{Index, Population};
+use self::presence::Presence;
 use self::schedule::Backlog;
+use self::timing::Clock;
+use crate::devices::{Device, Devices};
+use crate::faults::{Corruption, Dropout, Faults, Straggling};
 use crate::scenario::{Federation, Scenario};
 use crate::workers::{MakeTrainer, Outcome, Pool, Work};
 
-/// Virtual time of one SGD step.
-pub const STEP_MILLISECONDS: u64 = 1;
+/// Longest virtual time without an open attempt: after it too few clients will come.
+const LONGEST_WAIT_SECONDS: u32 = 30 * 86_400;
 /// The one run of a simulation; it enters no random stream.
 const RUN: RunId = RunId(1);
 
@@ -106,19 +120,39 @@ pub struct Finished {
     pub published: u32,
     /// The last published model, or the initial one.
     pub model: Parameters,
+    /// How long the real federation would have taken.
+    pub timing: Timing,
 }
 
-/// A computation that a node waits for.
+/// When something ends, and its place among the events; absent while the node is not connected.
+type Ends = Option<(Time, u64)>;
+
+/// A computation that a node waits for, with the upload of what it makes.
 struct Computation {
     key: RoundKey,
-    /// When it ends, and the place of its end among the events.
-    ends: (Time, u64),
+    /// When the update has arrived, or when a fault ends the node's work; `None` also for one that never answers.
+    ends: Ends,
+    /// When the computation itself is done: a lost connection does not stop it.
+    computed: Time,
+    /// While the connection is lost: milliseconds of the upload that are left.
+    left: Option<u64>,
+    /// Empty where nothing is computed, for nobody would see it.
     tickets: Range<u64>,
+}
+
+/// A model on its way to a node.
+struct Download {
+    model: Digest,
+    ends: Ends,
+    /// While the connection is lost: milliseconds that are left.
+    left: u64,
 }
 
 /// A node that has, or just had, something to do.
 struct Node {
     machine: NodeMachine,
+    device: Device,
+    download: Option<Download>,
     computation: Option<Computation>,
     /// What training produced, until it is delivered.
     update: Option<ClientUpdate>,
@@ -127,16 +161,39 @@ struct Node {
 }
 
 /// What is to be done next, in order.
+#[derive(Debug)]
 enum Action {
     Node(Index, Input),
     Run(round::Input),
-    Update(Index, Attempt, Update),
+    Update {
+        index: Index,
+        at: Attempt,
+        update: Update,
+        again: bool,
+    },
+    /// The client's fault is over.
+    Revive(Index),
 }
 
 /// What is due at a later virtual time.
+#[derive(Debug)]
 enum Event {
-    /// A node's computation ends.
+    /// A node's computation ends, and its update is there.
     Computed,
+    /// A node's model is there.
+    Downloaded,
+    /// A message reaches a node, if it comes over this connection.
+    ToNode(u32, Input),
+    /// A message reaches the coordinator.
+    ToRun(round::Input),
+    /// A device comes or goes.
+    ComesOrGoes,
+    /// A client falls silent until the attempt ends.
+    FallsSilent,
+    /// A client dies.
+    Crashes,
+    /// It is there again.
+    Rejoins,
 }
 
 /// Runs `scenario` over `federation` to its end, or until `stop` is set: then the run is stopped as by its operator.
@@ -161,8 +218,8 @@ pub fn simulate(
     let rule = settings.rule.unwrap_or_else(|| Box::new(WeightedMean::default()));
     let (run, outgoing) = Run::open(store, RUN, Time(0), settings.imposed, rule)?;
 
+    let devices = federation.devices.clone();
     let population = Population::new(scenario, federation);
-    let gathered = round::Input::Present { nodes: population.roles(|_| true) };
     let mut simulation = Simulation {
         job: run.job().clone(),
         run,
@@ -174,9 +231,16 @@ pub fn simulate(
         scheduled: 0,
         backlog: Backlog::new(pool, workers, layout.parameters() as u64 * 4),
         observe,
+        devices,
+        faults: Faults::new(scenario.job.seed, scenario.faults.clone()),
+        presence: Presence::default(),
+        changes: BTreeMap::new(),
+        roll: Roll::default(),
+        idle_since: Time(0),
+        clock: Clock::default(),
     };
     simulation.send(outgoing);
-    simulation.actions.push_back(Action::Run(gathered));
+    simulation.gather();
     let deserted = simulation.until_over(stop)?;
     let Simulation { run, .. } = &simulation;
     Ok(Finished {
@@ -184,7 +248,21 @@ pub fn simulate(
         deserted,
         published: run.head().published,
         model: run.model().clone(),
+        timing: simulation.clock.read(simulation.now),
     })
+}
+
+/// The open attempt's members, as far as faults treat them apart.
+#[derive(Default)]
+struct Roll {
+    /// Members not called yet.
+    to_call: u32,
+    called: usize,
+    /// Places in the cohort.
+    stragglers: BTreeSet<usize>,
+    straggling: BTreeSet<Index>,
+    /// Who has crashed: nobody crashes twice in an attempt.
+    crashed: BTreeSet<Index>,
 }
 
 struct Simulation<'a> {
@@ -199,9 +277,44 @@ struct Simulation<'a> {
     scheduled: u64,
     backlog: Backlog,
     observe: &'a mut dyn FnMut(Observation<'_>),
+    devices: Devices,
+    faults: Faults,
+    presence: Presence,
+    /// How often each device has come or gone.
+    changes: BTreeMap<Index, u32>,
+    roll: Roll,
+    /// When the last attempt ended.
+    idle_since: Time,
+    clock: Clock,
 }
 
 impl Simulation<'_> {
+    /// Connects those who are online at the start; all are there before a cohort is drawn.
+    fn gather(&mut self) {
+        if self.devices.come_and_go() {
+            for index in self.population.indices() {
+                if self.population.role(index) == Some(Role::Trainer) {
+                    let Some(name) = self.population.name(index) else { continue };
+                    let online = self.devices.starts_online(name, index as usize);
+                    self.presence.set_online(index, online);
+                    self.schedule_change(index);
+                }
+            }
+        }
+        let nodes = self.population.roles(|index| self.presence.is_connected(index));
+        self.actions.push_back(Action::Run(round::Input::Present { nodes }));
+    }
+
+    fn schedule_change(&mut self, index: Index) {
+        let Some(name) = self.population.name(index) else { return };
+        let nth = self.changes.entry(index).or_insert(0);
+        *nth += 1;
+        let is_online = self.presence.is_online(index);
+        if let Some(at) = self.devices.next_change(name, index as usize, *nth, self.now, is_online) {
+            self.schedule(at, index, Event::ComesOrGoes);
+        }
+    }
+
     /// Goes on until the run is over; whether it had to be stopped because nothing was under way and nothing due.
     fn until_over(&mut self, stop: &AtomicBool) -> Result<bool, SimulationError> {
         let (mut stopping, mut deserted) = (false, false);
@@ -219,6 +332,8 @@ impl Simulation<'_> {
             }
             self.backlog.hand_out(self.run.awaited());
             let first = self.events.first_key_value().map(|(at, _)| *at);
+            let patience = self.idle_since.plus_seconds(LONGEST_WAIT_SECONDS);
+            let first = first.filter(|at| self.run.open_attempt().is_some() || at.0 <= patience);
             match (first, self.run.next_tick()) {
                 (Some(at), tick) if tick.is_none_or(|tick| at.0 <= tick) => self.happen(at, stop),
                 (_, Some(tick)) => {
@@ -236,22 +351,126 @@ impl Simulation<'_> {
     /// Lets the event at `at` happen; one that waits for an answer stays when the simulation is to stop.
     fn happen(&mut self, at: (Time, Index, u64), stop: &AtomicBool) {
         let (time, index, _) = at;
-        match self.events.get(&at) {
-            Some(Event::Computed) => {
-                let Some(answer) = self.answer(index, stop) else { return };
-                self.now = self.now.max(time);
-                self.actions.push_back(Action::Node(index, answer));
+        let answer = match self.events.get(&at) {
+            Some(Event::Computed) => match self.answer(index, stop) {
+                Some(answer) => Some(answer),
+                None => return,
+            },
+            _ => None,
+        };
+        let Some(event) = self.events.remove(&at) else { return };
+        self.now = self.now.max(time);
+        match event {
+            Event::Computed => self.actions.extend(answer.map(|answer| Action::Node(index, answer))),
+            Event::Downloaded => {
+                let download = self.nodes.get_mut(&index).and_then(|node| node.download.take());
+                let input = download.map(|download| self.downloaded(download.model));
+                self.actions.extend(input.map(|input| Action::Node(index, input)));
             }
-            None => return,
+            Event::ToNode(connection, input) => {
+                if self.presence.connection(index) == connection {
+                    self.actions.push_back(Action::Node(index, input));
+                }
+            }
+            Event::ToRun(input) => self.actions.push_back(Action::Run(input)),
+            Event::ComesOrGoes => {
+                let online = !self.presence.is_online(index);
+                if self.presence.set_online(index, online) {
+                    self.connection_changed(index);
+                }
+                self.schedule_change(index);
+            }
+            Event::FallsSilent => self.fall_silent(index, true),
+            Event::Crashes => {
+                self.roll.crashed.insert(index);
+                self.fall_silent(index, false);
+                let rejoin = self.now + self.faults.rejoin_milliseconds();
+                self.schedule(rejoin, index, Event::Rejoins);
+            }
+            Event::Rejoins => self.actions.push_back(Action::Revive(index)),
         }
-        self.events.remove(&at);
+    }
+
+    /// A client's process is gone, and its work with it.
+    fn fall_silent(&mut self, index: Index, until_the_attempt_ends: bool) {
+        self.forget(index);
+        if self.presence.silence(index, until_the_attempt_ends) {
+            self.connection_changed(index);
+        }
+    }
+
+    /// Removes a node with all that it has under way.
+    fn forget(&mut self, index: Index) {
+        let Some(node) = self.nodes.remove(&index) else { return };
+        if let Some(Computation { ends, tickets, .. }) = node.computation {
+            self.unschedule(index, ends);
+            self.backlog.cancel(tickets);
+        }
+        self.unschedule(index, node.download.and_then(|download| download.ends));
+    }
+
+    /// Tells both sides that a client's connection ended or began. Computations go on without it, transfers wait.
+    fn connection_changed(&mut self, index: Index) {
+        let (Some(name), Some(role)) = (self.population.name(index).cloned(), self.population.role(index))
+        else {
+            return;
+        };
+        let is_connected = self.presence.is_connected(index);
+        if let Some(mut node) = self.nodes.remove(&index) {
+            let now = self.now;
+            let effects = if is_connected {
+                if let Some(download) = &mut node.download {
+                    let end = now + download.left;
+                    download.ends = Some((end, self.schedule(end, index, Event::Downloaded)));
+                }
+                if let Some(computation) = &mut node.computation
+                    && let Some(left) = computation.left.take()
+                {
+                    let end = computation.computed.max(now) + left;
+                    computation.ends = Some((end, self.schedule(end, index, Event::Computed)));
+                }
+                node.machine.step(now, Input::Connected)
+            } else {
+                if let Some(download) = &mut node.download
+                    && let Some(ends) = download.ends.take()
+                {
+                    download.left = ends.0.0.saturating_sub(now.0);
+                    self.events.remove(&(ends.0, index, ends.1));
+                }
+                if let Some(computation) = &mut node.computation
+                    && let Some(ends) = computation.ends
+                    && matches!(self.events.get(&(ends.0, index, ends.1)), Some(Event::Computed))
+                {
+                    self.events.remove(&(ends.0, index, ends.1));
+                    computation.ends = None;
+                    computation.left = Some(ends.0.0.saturating_sub(computation.computed.max(now).0));
+                }
+                node.machine.step(now, Input::Disconnected)
+            };
+            self.nodes.insert(index, node);
+            for effect in effects {
+                self.perform(index, effect);
+            }
+        }
+        self.actions.push_back(Action::Run(if is_connected {
+            round::Input::Connected { node: name, role }
+        } else {
+            round::Input::Disconnected { node: name }
+        }));
     }
 
     /// Waits for what `index` computes; `None` when the simulation is to stop.
     fn answer(&mut self, index: Index, stop: &AtomicBool) -> Option<Input> {
+        let name = self.population.name(index)?;
         let node = self.nodes.get_mut(&index)?;
         let Computation { key, tickets, .. } = node.computation.as_ref()?;
         let key = *key;
+        let is_training = tickets.clone().any(|ticket| self.backlog.is_training(ticket));
+        if is_training && self.run.wants(name, key.round).is_none() {
+            // Its attempt is over, and the dismissal still under way: what nobody takes need not be computed.
+            let at = Attempt { run: RUN, round: key.round, attempt: u32::MAX };
+            return Some(Input::Dismissed { at, reason: Dismissal::NotUsed });
+        }
         let mut outcomes = self.backlog.take(tickets.clone(), self.run.awaited(), stop)?;
         node.computation = None;
         if let Some(Outcome::Trained(result)) = outcomes.pop_if(|o| matches!(o, Outcome::Trained(_))) {
@@ -277,11 +496,30 @@ impl Simulation<'_> {
                 let outgoing = self.run.handle(self.now, input)?;
                 self.send(outgoing);
             }
-            Action::Update(index, at, update) => {
-                let outgoing = self.run.update(self.now, update)?;
+            Action::Update { index, at, update, again } => {
+                let name = update.node.clone();
+                if self.run.wants(&name, at.round).is_some() {
+                    self.clock.arrival(self.now);
+                }
+                let copy = match &update.payload {
+                    Payload::Values(values) if again => Some(Payload::Values(values.clone())),
+                    _ => None,
+                };
+                let Update { round, examples, bytes, digest, .. } = update;
+                let mut outgoing = self.run.update(self.now, update)?;
+                if let Some(payload) = copy {
+                    let update = Update { node: name, round, examples, bytes, digest, payload };
+                    outgoing.extend(self.run.update(self.now, update)?);
+                }
                 self.actions.push_back(Action::Node(index, Input::UploadDone { at }));
                 self.send(outgoing);
             }
+            Action::Revive(index) => {
+                if self.presence.revive(index) {
+                    self.connection_changed(index);
+                }
+            }
+            Action::Node(index, _) if !self.presence.is_connected(index) => {}
             Action::Node(index, input) => {
                 let now = self.now;
                 let Some(node) = self.node(index) else { return Ok(()) };
@@ -302,8 +540,19 @@ impl Simulation<'_> {
         match self.nodes.entry(index) {
             Entry::Occupied(entry) => Some(entry.into_mut()),
             Entry::Vacant(entry) => {
-                let machine = self.population.machine(index)?;
-                Some(entry.insert(Node { machine, computation: None, update: None, deadline: Time(0) }))
+                let (machine, name) = (self.population.machine(index)?, self.population.name(index)?);
+                let device = match self.population.role(index)? {
+                    Role::Trainer => self.devices.of(name, index as usize),
+                    Role::Evaluator => Device::IDEAL,
+                };
+                Some(entry.insert(Node {
+                    machine,
+                    device,
+                    download: None,
+                    computation: None,
+                    update: None,
+                    deadline: Time(0),
+                }))
             }
         }
     }
@@ -313,8 +562,14 @@ impl Simulation<'_> {
         for message in outgoing {
             let (node, input) = match message {
                 Outgoing::Event(event) => {
-                    if matches!(*event, RunEvent::RoundStarted { .. }) {
-                        self.nodes.retain(|_, node| !node.machine.is_idle());
+                    match &*event {
+                        RunEvent::RoundStarted { round, attempt, invited } => {
+                            self.nodes.retain(|_, node| !node.machine.is_idle());
+                            let stragglers = self.faults.stragglers(*round, *attempt, *invited as usize);
+                            self.roll = Roll { to_call: *invited, stragglers, ..Roll::default() };
+                        }
+                        RunEvent::RoundEnded { record } => self.attempt_ended(record),
+                        _ => {}
                     }
                     (self.observe)(Observation::Event(&event));
                     continue;
@@ -331,33 +586,81 @@ impl Simulation<'_> {
                     (node, Input::EvaluationAsked { key, job: Ok(self.job.clone()), model })
                 }
             };
-            if let Some(index) = self.population.find(&node) {
-                self.actions.push_back(Action::Node(index, input));
+            let Some(index) = self.population.find(&node) else { continue };
+            if matches!(input, Input::Invited { .. }) {
+                self.roll.call(index);
+            }
+            if self.presence.is_connected(index) {
+                self.tell(index, input);
             }
         }
+    }
+
+    /// Sends a message to a connected node.
+    fn tell(&mut self, index: Index, input: Input) {
+        match self.node(index).map_or(0, |node| node.device.message()) {
+            0 => self.actions.push_back(Action::Node(index, input)),
+            latency => {
+                let connection = self.presence.connection(index);
+                self.schedule(self.now + latency, index, Event::ToNode(connection, input));
+            }
+        }
+    }
+
+    /// Sends a node's message to the coordinator.
+    fn answer_back(&mut self, index: Index, input: round::Input) {
+        match self.node(index).map_or(0, |node| node.device.message()) {
+            0 => self.actions.push_back(Action::Run(input)),
+            latency => {
+                self.schedule(self.now + latency, index, Event::ToRun(input));
+            }
+        }
+    }
+
+    fn attempt_ended(&mut self, record: &RoundRecord) {
+        self.idle_since = self.now;
+        self.clock.ended(record, self.job.cohort.deadline_seconds);
+        // Whoever is not here now starts anew when it comes: its work is for an attempt that is over.
+        let presence = &self.presence;
+        let gone = self.nodes.keys().filter(|index| !presence.is_connected(**index));
+        for index in gone.copied().collect::<Vec<Index>>() {
+            self.forget(index);
+        }
+        let silent = self.presence.silent_until_the_end();
+        self.actions.extend(silent.into_iter().map(Action::Revive));
     }
 
     /// Performs what a node asks for; whatever needs no computation happens at once.
     fn perform(&mut self, index: Index, effect: Effect) {
         let Some(name) = self.population.name(index).cloned() else { return };
         let answer = match effect {
-            Effect::Fetch { model, .. } if model == self.run.head().model => {
-                Input::ModelReady { model, parameters: self.run.model().clone() }
+            Effect::Fetch { model, bytes } => {
+                self.cancel_download(index);
+                match self.node(index).map_or(0, |node| node.device.download(bytes)) {
+                    0 => self.downloaded(model),
+                    time => {
+                        let end = self.now + time;
+                        let ends = Some((end, self.schedule(end, index, Event::Downloaded)));
+                        if let Some(node) = self.node(index) {
+                            node.download = Some(Download { model, ends, left: 0 });
+                        }
+                        return;
+                    }
+                }
             }
-            Effect::Fetch { model, .. } => {
-                Input::FetchFailed { model, detail: "the coordinator has a newer model".into() }
-            }
+            Effect::CancelFetch => return self.cancel_download(index),
             Effect::Train { key, job, model } => return self.train(index, name, key, job, model),
             Effect::Evaluate { key, job, model } => {
                 let parts = self.population.to_evaluate_on(index, EVALUATION_BATCH);
                 let part = |shard| Work::Evaluate { job: job.clone(), model: model.clone(), shard };
                 let tickets = self.backlog.evaluate(parts.into_iter().map(part).collect());
-                return self.begin(index, self.now, key, tickets);
+                let (now, ends) = (self.now, Some((self.now, Event::Computed)));
+                return self.begin(index, key, now, ends, tickets);
             }
             Effect::CancelTraining => {
                 let computation = self.nodes.get_mut(&index).and_then(|node| node.computation.take());
-                let Some(Computation { key, ends: (end, place), tickets }) = computation else { return };
-                self.events.remove(&(end, index, place));
+                let Some(Computation { key, ends, tickets, .. }) = computation else { return };
+                self.unschedule(index, ends);
                 self.backlog.cancel(tickets);
                 Input::Trained { key, result: Err(training_failed("cancelled".into())) }
             }
@@ -372,10 +675,19 @@ impl Simulation<'_> {
             Effect::Upload { at, update: Kept { bytes, examples, digest, .. } } => {
                 match self.nodes.get_mut(&index).and_then(|node| node.update.take()) {
                     // In memory nothing is lost on the way: the values need not be kept for a second upload.
-                    Some(update) => {
-                        let payload = Payload::Values(Arc::new(update.delta));
+                    Some(ClientUpdate { mut delta, .. }) => {
+                        let fate = self.faults.fate(at.round, at.attempt, &name);
+                        match fate.corruption {
+                            Some(Corruption::NotFinite) => {
+                                delta.first_mut().into_iter().for_each(|value| *value = f32::NAN);
+                            }
+                            Some(Corruption::TooShort) => drop(delta.pop()),
+                            None => {}
+                        }
+                        let payload = Payload::Values(Arc::new(delta));
                         let update = Update { node: name, round: at.round, examples, bytes, digest, payload };
-                        return self.actions.push_back(Action::Update(index, at, update));
+                        let again = fate.is_sent_twice;
+                        return self.actions.push_back(Action::Update { index, at, update, again });
                     }
                     None if self.run.has(&name, at.round) => Input::UploadDone { at },
                     None => Input::UploadRefused { at, detail: "the update was delivered before".into() },
@@ -386,37 +698,91 @@ impl Simulation<'_> {
                 return;
             }
             Effect::Decline { at, reason, detail } => {
-                (self.observe)(Observation::Declined { client: &name, round: at.round, detail: &detail });
                 let Attempt { round, attempt, .. } = at;
-                let input = round::Input::Declined { node: name, round, attempt, reason };
-                return self.actions.push_back(Action::Run(input));
+                // What concerns an attempt that is over is nobody's news.
+                if self.run.open_attempt() == Some((round, attempt)) {
+                    (self.observe)(Observation::Declined { client: &name, round, detail: &detail });
+                }
+                return self
+                    .answer_back(index, round::Input::Declined { node: name, round, attempt, reason });
             }
             Effect::Report { key, metrics } => {
                 let input = round::Input::Evaluated { node: name, round: key.round, metrics };
-                return self.actions.push_back(Action::Run(input));
+                return self.answer_back(index, input);
             }
-            Effect::Event(_) | Effect::CancelFetch | Effect::Exit => return,
+            Effect::Event(_) | Effect::Exit => return,
         };
         self.actions.push_back(Action::Node(index, answer));
     }
 
-    fn train(&mut self, index: Index, name: NodeName, key: RoundKey, job: Arc<Job>, model: Parameters) {
-        let Some(shard) = self.population.to_train_on(index) else { return };
-        let examples = shard.len() as u64;
-        let batch = u64::from(job.train.batch_size).min(examples);
-        let task = Task { job, round: key.round, client: name, model, max_steps: None };
-        let steps = task.steps(examples);
-        let end = self.now + steps.saturating_mul(STEP_MILLISECONDS);
-        let timely = self.nodes.get(&index).is_some_and(|node| end <= node.deadline);
-        let work = Work::Train { task, shard };
-        let tickets = self.backlog.train(work, end, steps.saturating_mul(batch), timely);
-        self.begin(index, end, key, tickets);
+    /// The answer to a fetch whose model is there.
+    fn downloaded(&self, model: Digest) -> Input {
+        if model == self.run.head().model {
+            Input::ModelReady { model, parameters: self.run.model().clone() }
+        } else {
+            Input::FetchFailed { model, detail: "the coordinator has a newer model".into() }
+        }
     }
 
-    fn begin(&mut self, index: Index, end: Time, key: RoundKey, tickets: Range<u64>) {
-        let place = self.schedule(end, index, Event::Computed);
+    fn cancel_download(&mut self, index: Index) {
+        let download = self.nodes.get_mut(&index).and_then(|node| node.download.take());
+        self.unschedule(index, download.and_then(|download| download.ends));
+    }
+
+    fn train(&mut self, index: Index, name: NodeName, key: RoundKey, job: Arc<Job>, model: Parameters) {
+        let Some(shard) = self.population.to_train_on(index) else { return };
+        let Some((device, deadline)) = self.node(index).map(|node| (node.device, node.deadline)) else {
+            return;
+        };
+        let examples = shard.len() as u64;
+        let attempt = self.run.open_attempt().filter(|open| open.0 == key.round).map_or(1, |open| open.1);
+        let fate = self.faults.fate(key.round, attempt, &name);
+        if fate.dropout == Some(Dropout::BeforeTraining) {
+            return self.fall_silent(index, true);
+        }
+        let lot = self.roll.straggling.contains(&index);
+        let lot = lot.then(|| self.faults.straggling(&fate, &job, examples));
+        let max_steps = match lot {
+            Some(Straggling::Steps(steps)) => Some(steps),
+            _ => None,
+        };
+        let batch = u64::from(job.train.batch_size).min(examples);
+        let bytes = model.len() as u64 * 4;
+        let task = Task { job, round: key.round, client: name, model, max_steps };
+        let steps = task.steps(examples);
+        let computed = self.now + device.training(steps, fate.slowness);
+        let crash = fate.crash.filter(|_| !self.roll.crashed.contains(&index));
+        let in_vain = if let Some(share) = crash {
+            Some(Some((self.now + device.training(steps, fate.slowness * share), Event::Crashes)))
+        } else if lot == Some(Straggling::Never) {
+            Some(None)
+        } else if fate.dropout == Some(Dropout::AfterTraining) {
+            Some(Some((computed, Event::FallsSilent)))
+        } else {
+            None
+        };
+        if let Some(ends) = in_vain {
+            return self.begin(index, key, computed, ends, 0..0);
+        }
+        let arrival = computed + device.upload(bytes);
+        let work = Work::Train { task, shard };
+        let cost = steps.saturating_mul(batch);
+        let tickets = self.backlog.train(work, arrival, cost, arrival <= deadline);
+        self.begin(index, key, computed, Some((arrival, Event::Computed)), tickets);
+    }
+
+    /// A node waits for `tickets`, which are computed at `computed` and end with an event, or never.
+    fn begin(
+        &mut self,
+        index: Index,
+        key: RoundKey,
+        computed: Time,
+        ends: Option<(Time, Event)>,
+        tickets: Range<u64>,
+    ) {
+        let ends = ends.map(|(end, event)| (end, self.schedule(end, index, event)));
         if let Some(node) = self.node(index) {
-            node.computation = Some(Computation { key, ends: (end, place), tickets });
+            node.computation = Some(Computation { key, ends, computed, left: None, tickets });
         }
     }
 
@@ -424,6 +790,25 @@ impl Simulation<'_> {
         self.scheduled += 1;
         self.events.insert((at, index, self.scheduled), event);
         self.scheduled
+    }
+
+    fn unschedule(&mut self, index: Index, ends: Ends) {
+        if let Some((at, place)) = ends {
+            self.events.remove(&(at, index, place));
+        }
+    }
+}
+
+impl Roll {
+    /// The attempt's members are invited in the order of their places; later invitations are repeated ones.
+    fn call(&mut self, index: Index) {
+        if self.to_call > 0 {
+            self.to_call -= 1;
+            if self.stragglers.contains(&self.called) {
+                self.straggling.insert(index);
+            }
+            self.called += 1;
+        }
     }
 }
 

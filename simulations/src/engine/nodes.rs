@@ -38,7 +38,7 @@ struct Client {
 impl Population {
     /// The federation's clients, and a node for what its data hold out.
     pub(super) fn new(scenario: &Scenario, federation: Federation) -> Self {
-        let Federation { dataset, shares } = federation;
+        let Federation { dataset, shares, .. } = federation;
         let profile = |role| {
             Arc::new(Profile {
                 role,

@@ -102,6 +102,11 @@ impl Backlog {
         first..self.tickets
     }
 
+    /// Whether a ticket is a training's that was not taken.
+    pub(super) fn is_training(&self, ticket: u64) -> bool {
+        self.trainings.contains_key(&ticket) || self.held.contains_key(&ticket)
+    }
+
     /// Nobody waits for these any more.
     pub(super) fn cancel(&mut self, tickets: Range<u64>) {
         for ticket in tickets {

@@ -11,7 +11,7 @@ use super::chart::{self, Axis, Curve};
 use super::crossing::Crossing;
 use super::folder::{Loaded, Row};
 use super::history::{History, Point};
-use crate::engine::STEP_MILLISECONDS;
+use crate::engine::{Timing, duration};
 use crate::population::{Quantiles, SHOWN, Spread};
 
 /// Most classes for which the whole confusion matrix is shown.
@@ -45,6 +45,8 @@ pub struct RunReport<'a> {
     pub crossing: Option<Crossing>,
     /// All attempts and evaluations, summed up.
     pub history: &'a History,
+    /// How long the real federation would have taken.
+    pub timing: &'a Timing,
     /// How the data are spread.
     pub spread: &'a Spread,
     /// Digest of the last published model, or of the initial one.
@@ -137,7 +139,7 @@ struct ReportPage<'a> {
     abandoned: &'a [String],
     abandoned_more: usize,
     machine: Vec<(&'static str, String)>,
-    step_milliseconds: u64,
+    timing: Vec<(&'static str, String)>,
     job_toml: &'a str,
     scenario_toml: &'a str,
 }
@@ -254,7 +256,7 @@ pub fn render(report: &RunReport<'_>) -> Result<String, String> {
             ("workers", machine.workers.to_string()),
             ("tributary", env!("CARGO_PKG_VERSION").to_owned()),
         ],
-        step_milliseconds: STEP_MILLISECONDS,
+        timing: timing(report.timing),
         job_toml: &job_toml,
         scenario_toml: report.scenario_toml,
     }
@@ -320,6 +322,26 @@ fn by_client(record: &EvaluationRecord) -> Vec<ClientRow> {
     }
     rows.extend(record.federated().map(|pooled| row("pooled".to_owned(), &pooled)));
     rows
+}
+
+fn timing(timing: &Timing) -> Vec<(&'static str, String)> {
+    let of = &timing.round_milliseconds;
+    let per_cent = |share: f64| format!("{:.1} %", share * 100.0);
+    vec![
+        ("whole run", duration(timing.total_milliseconds)),
+        (
+            "a published round",
+            format!(
+                "{} (median), {} (a tenth), {} (nine tenths), {} (longest)",
+                duration(of.median),
+                duration(of.tenth),
+                duration(of.ninetieth),
+                duration(of.maximum)
+            ),
+        ),
+        ("rounds that ended by their deadline", per_cent(timing.ended_by_deadline)),
+        ("a client's wait for others, of its round", per_cent(timing.idle_share)),
+    ]
 }
 
 fn heat(spread: &Spread) -> Heat {

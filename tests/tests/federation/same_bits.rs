@@ -4,15 +4,20 @@ use std::path::{Path, PathBuf};
 
 use tributary_tests::{Coordinator, Process, json_lines, run, shared_data, workspace};
 
-/// A small job on generated images: four clients, all wanted, three suffice.
+/// A small job on generated images, with dropout: four clients, all wanted, three suffice.
 const JOB: &str = r#"
 name = "first-light"
 seed = 11
 rounds = 4
 [model]
-architecture = "small-cnn"
+architecture = "sequential"
 inputs = [1, 28, 28]
 classes = 10
+layers = [
+    { convolution = { channels = 16, size = 8, stride = 2, padding = 2 } }, "relu", { max_pool = { size = 2, stride = 1 } },
+    { convolution = { channels = 32, size = 4, stride = 2 } }, "relu", { max_pool = { size = 2, stride = 1 } },
+    "flatten", { dropout = 0.3 }, { linear = 32 }, "relu", { dropout = 0.2 }, { linear = 10 },
+]
 [train]
 algorithm = "fedprox"
 proximal_mu = 0.01
@@ -72,7 +77,7 @@ fn a_federation_ends_in_the_simulators_model_for_any_number_of_workers() {
     let id = coordinator.submit(&job);
     let real = coordinator.finished(&id);
     assert_eq!((real["event"].as_str(), real["rounds"].as_u64()), (Some("finished"), Some(4)), "{real}");
-    for workers in ["1", "2"] {
+    for workers in ["1", "2", "4"] {
         let out = coordinator.scratch(&format!("sim-{workers}"));
         let simulated = simulate(&scenario, &out, &["--workers", workers]);
         assert_eq!(simulated["model_digest"], real["model_digest"], "--workers {workers}");
