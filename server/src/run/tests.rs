@@ -7,7 +7,7 @@ use tributary_common::aggregate::WeightedMean;
 use tributary_common::ids::{NodeName, RunId};
 use tributary_common::job::Job;
 use tributary_common::model::{digest, to_bytes};
-use tributary_common::record::{Participation, Role, RunEvent, RunState};
+use tributary_common::record::{Participation, Role, RoundOutcome, RunEvent, RunState};
 use tributary_common::time::Time;
 
 use super::*;
@@ -144,6 +144,59 @@ fn an_unfit_update_is_refused_and_the_rest_make_the_round() {
         undisturbed.update(Time(2000), update(index, 1, &delta(index, 1), bytes)).unwrap();
     }
     assert_eq!(run.model(), undisturbed.model());
+}
+
+/// Takes the updates that it is given for its answer to how many there were.
+struct Counting(fn(usize) -> Result<Vec<f32>, AggregateError>, usize);
+
+impl AggregationRule for Counting {
+    fn begin(&mut self, _: u32, parameters: usize) {
+        assert_eq!(parameters, 6);
+        self.1 = 0;
+    }
+
+    fn add(&mut self, update: Contribution) {
+        assert_eq!((update.delta().len(), update.examples() > 0), (6, true));
+        self.1 += 1;
+    }
+
+    fn finish(&mut self, _: &[f32]) -> Result<Vec<f32>, AggregateError> {
+        (self.0)(self.1)
+    }
+}
+
+#[test]
+fn what_a_rule_makes_is_published_only_if_it_is_a_model() {
+    let finish = |rule| {
+        let store = submitted();
+        let mut run =
+            Run::open(Arc::clone(&store), ID, Time(1000), None, Box::new(Counting(rule, 0))).unwrap().0;
+        for index in 0..3 {
+            run.handle(Time(1000), Input::Connected { node: name(index), role: Role::Trainer }).unwrap();
+        }
+        // One that is not fit reaches no rule.
+        run.update(Time(2000), update(0, 1, &[f32::NAN; 6], values)).unwrap();
+        for index in 1..3 {
+            run.update(Time(2000), update(index, 1, &delta(index, 1), values)).unwrap();
+        }
+        let reason = match &store.rounds(ID).unwrap()[0].outcome {
+            RoundOutcome::Published { .. } => return Ok(run.model().to_vec()),
+            RoundOutcome::Abandoned { reason } => format!("{reason:?}"),
+        };
+        Err(reason)
+    };
+    assert_eq!(finish(|updates| Ok(vec![updates as f32; 6])), Ok(vec![2.0; 6]));
+    for (rule, words) in [
+        (
+            (|_| Err(AggregateError::Rule("too few".into()))) as fn(usize) -> _,
+            "the aggregation rule: too few",
+        ),
+        (|_| Ok(vec![0.0; 5]), "5 parameters, but the model has 6"),
+        (|_| Ok(vec![f32::NAN; 6]), "norm NaN"),
+    ] {
+        let reason = finish(rule).unwrap_err();
+        assert!(reason.contains(words), "{reason}");
+    }
 }
 
 #[test]
