@@ -4,6 +4,8 @@
 //! plain loop (autograd, with its pooling in channels-last order, batches gathered and the model loaded per client)
 //! and for the engine, medians of alternated repeats, and their ratio.
 
+#![allow(clippy::expect_used)]
+
 mod plain;
 
 use std::sync::Arc;

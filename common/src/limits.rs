@@ -20,6 +20,8 @@ pub const EXAMPLE_VALUES: usize = 1 << 36;
 pub const LAYER_WIDTH: usize = 1 << 20;
 /// Largest side, stride or padding of a window (convolution or pooling).
 pub const WINDOW_SIZE: usize = 65_536;
+/// Largest side of a window of maximum pooling: which of its values was chosen fits into 16 bits.
+pub const MAX_POOL_SIZE: usize = 256;
 /// Most layers in one list of a job: their numbers have two digits, so that their names sort.
 pub const LIST_LAYERS: usize = 99;
 /// Most layers of a job's network in all, residual branches included.

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::sync::Arc;
 
-use tributary_common::aggregate::{self, Accumulator, AggregateError};
+use tributary_common::aggregate::{AggregateError, AggregationRule, Contribution, check_model};
 use tributary_common::digest::Digest;
 use tributary_common::ids::{NodeName, RunId};
 use tributary_common::job::{Job, JobError};
@@ -104,33 +104,37 @@ pub enum Payload {
 }
 
 impl Payload {
-    /// Calls `visit` with the position of the first value and the values, part after part.
-    fn visit(&mut self, mut visit: impl FnMut(usize, &[f32])) -> std::io::Result<()> {
+    /// The values; or how many there are, where that is not `parameters`.
+    fn into_values(self, parameters: usize) -> std::io::Result<Result<Arc<Vec<f32>>, usize>> {
         const PART_BYTES: usize = 1 << 20;
         let odd = || std::io::Error::new(std::io::ErrorKind::InvalidData, "not a whole number of values");
-        match self {
-            Payload::Values(values) => visit(0, values),
-            Payload::Bytes(bytes) => {
-                for (index, part) in bytes.chunks(PART_BYTES).enumerate() {
-                    visit(index * (PART_BYTES / 4), &from_bytes(part).ok_or_else(odd)?);
-                }
-            }
-            Payload::File(file) => {
+        let values = match self {
+            Payload::Values(values) => values,
+            Payload::Bytes(bytes) => Arc::new(from_bytes(&bytes).ok_or_else(odd)?),
+            Payload::File(mut file) => {
                 file.seek(SeekFrom::Start(0))?;
-                let mut first = 0;
+                let (mut values, mut found) = (Vec::with_capacity(parameters), 0);
+                let mut part = Vec::with_capacity(PART_BYTES);
                 loop {
-                    let mut part = Vec::with_capacity(PART_BYTES);
+                    part.clear();
                     file.by_ref().take(PART_BYTES as u64).read_to_end(&mut part)?;
                     if part.is_empty() {
                         break;
                     }
-                    let values = from_bytes(&part).ok_or_else(odd)?;
-                    visit(first, &values);
-                    first += values.len();
+                    let read = from_bytes(&part).ok_or_else(odd)?;
+                    found += read.len();
+                    // Whatever is too long is counted, not kept.
+                    if found <= parameters {
+                        values.extend_from_slice(&read);
+                    }
                 }
+                if found != parameters {
+                    return Ok(Err(found));
+                }
+                Arc::new(values)
             }
-        }
-        Ok(())
+        };
+        Ok(if values.len() == parameters { Ok(values) } else { Err(values.len()) })
     }
 }
 
@@ -158,9 +162,9 @@ pub struct Run {
     machine: RoundMachine,
     layout: Layout,
     model: Parameters,
-    sum: Accumulator,
+    rule: Box<dyn AggregationRule>,
     /// The update that is being taken in, until the machine says whether to fold it.
-    arriving: Option<Update>,
+    arriving: Option<Contribution>,
 }
 
 impl std::fmt::Debug for Run {
@@ -172,12 +176,15 @@ impl std::fmt::Debug for Run {
 impl Run {
     /// Opens a stored run: starts it, or resumes it where the store says that it stood.
     ///
-    /// `imposed` replaces the drawing of cohorts by the accepted sets of an earlier run.
+    /// `imposed` replaces the drawing of cohorts by the accepted sets of an earlier run. `rule` makes each round's
+    /// model; a run that may be resumed needs one that keeps nothing from round to round, such as
+    /// [`WeightedMean`](tributary_common::aggregate::WeightedMean).
     pub fn open(
         store: Arc<dyn Store>,
         id: RunId,
         now: Time,
         imposed: Option<ImposedSets>,
+        mut rule: Box<dyn AggregationRule>,
     ) -> Result<(Self, Vec<Outgoing>), RunError> {
         let StoredRun { job_toml, head, open_attempt, .. } = store.run(id)?;
         let job = Job::parse(&job_toml).map_err(|error| RunError::Job { run: id, error })?;
@@ -193,8 +200,9 @@ impl Run {
         let job = Arc::new(job);
         let start = Start { job, model_bytes, head, open_attempt, evaluated, contributors, imposed };
         let (machine, effects) = RoundMachine::new(now, start);
-        let sum = Accumulator::new(layout.parameters());
-        let mut run = Self { id, store, machine, layout, model, sum, arriving: None };
+        // An attempt that was under way is not journalled again.
+        rule.begin(machine.head().published.saturating_add(1), layout.parameters());
+        let mut run = Self { id, store, machine, layout, model, rule, arriving: None };
         let mut outgoing = Vec::new();
         run.perform(now, effects, &mut outgoing)?;
         Ok((run, outgoing))
@@ -264,36 +272,27 @@ impl Run {
     }
 
     /// Takes a client's update: checks all of it, and only then adds it.
-    pub fn update(&mut self, now: Time, mut update: Update) -> Result<Vec<Outgoing>, RunError> {
-        let Update { node, round, examples, bytes, digest, .. } = &update;
-        let (node, round, examples, bytes, digest) = (node.clone(), *round, *examples, *bytes, *digest);
+    pub fn update(&mut self, now: Time, update: Update) -> Result<Vec<Outgoing>, RunError> {
+        let Update { node, round, examples, bytes, digest, payload } = update;
         if self.machine.wants(&node, round).is_none() {
             return Ok(Vec::new());
         }
-        let input = match self.check(&mut update)? {
-            Ok(()) => Input::Update { node, round, examples, bytes, digest },
+        let expected = self.layout.parameters();
+        let values =
+            payload.into_values(expected).map_err(|error| RunError::Staged { node: node.clone(), error })?;
+        let contribution = values
+            .map_err(|found| AggregateError::WrongLength { expected, found })
+            .and_then(|values| Contribution::new(node.clone(), examples, values, expected));
+        let input = match contribution {
+            Ok(contribution) => {
+                self.arriving = Some(contribution);
+                Input::Update { node, round, examples, bytes, digest }
+            }
             Err(error) => Input::Refused { node, round, bytes, detail: error.to_string() },
         };
-        self.arriving = Some(update);
         let outgoing = self.handle(now, input);
         self.arriving = None;
         outgoing
-    }
-
-    fn check(&self, update: &mut Update) -> Result<Result<(), AggregateError>, RunError> {
-        let expected = self.layout.parameters();
-        let (mut found, mut verdict) = (0, aggregate::check_weight(update.examples));
-        let visited = update.payload.visit(|first, values| {
-            found += values.len();
-            if verdict.is_ok() {
-                verdict = aggregate::check(values, first);
-            }
-        });
-        match visited {
-            Ok(()) if found != expected => Ok(Err(AggregateError::WrongLength { expected, found })),
-            Ok(()) => Ok(verdict),
-            Err(error) => Err(RunError::Staged { node: update.node.clone(), error }),
-        }
     }
 
     fn perform(
@@ -305,10 +304,14 @@ impl Run {
         for effect in effects {
             match effect {
                 Effect::Journal(attempt) => {
-                    self.sum = Accumulator::new(self.layout.parameters());
+                    self.rule.begin(attempt.round, self.layout.parameters());
                     self.store.journal_attempt(self.id, &attempt)?;
                 }
-                Effect::Fold { .. } => self.fold()?,
+                Effect::Fold { .. } => {
+                    if let Some(contribution) = self.arriving.take() {
+                        self.rule.add(contribution);
+                    }
+                }
                 Effect::Aggregate => {
                     let answer = self.aggregate()?;
                     let effects = self.machine.step(now, Input::Aggregated(answer));
@@ -335,18 +338,10 @@ impl Run {
         Ok(())
     }
 
-    fn fold(&mut self) -> Result<(), RunError> {
-        let Some(mut update) = self.arriving.take() else { return Ok(()) };
-        let (sum, examples) = (&mut self.sum, update.examples);
-        let added = update.payload.visit(|first, values| sum.add_part(first, values, examples));
-        added.map_err(|error| RunError::Staged { node: update.node.clone(), error })?;
-        self.sum.close_update(examples);
-        Ok(())
-    }
-
     /// The new model, stored; or why there is none.
     fn aggregate(&mut self) -> Result<Result<Digest, String>, RunError> {
-        match self.sum.average_onto(&self.model) {
+        let next = self.rule.finish(&self.model);
+        match next.and_then(|next| check_model(&next, self.layout.parameters()).map(|()| next)) {
             Ok(values) => {
                 let digest = self.store.put_model(&values)?;
                 self.model = Arc::new(values);

@@ -5,6 +5,8 @@
 //! repeats. Above one, the engine saves more than the federation costs. Evaluation is off; the loop loads the model
 //! and gathers the batches of each client. A spin probe tells whether the machine was quiet.
 
+#![allow(clippy::expect_used)]
+
 #[path = "../../client/benches/plain/mod.rs"]
 mod plain;
 
@@ -16,7 +18,7 @@ use plain::Plain;
 use tributary_client::shard::Shard;
 use tributary_client::trainer::{TorchTrainer, Trainer};
 use tributary_common::record::RunEvent;
-use tributary_simulations::engine::{Observation, Settings, Transport, simulate};
+use tributary_simulations::engine::{Observation, Settings, simulate};
 use tributary_simulations::scenario::{Overrides, Scenario};
 
 #[global_allocator]
@@ -89,8 +91,7 @@ fn compare(model: &str, cohort: usize) {
 fn simulated(scenario: &Scenario) -> Duration {
     let federation = scenario.federation().expect("synthetic data");
     let trainer = Arc::new(|| Ok(Box::new(TorchTrainer::new()) as Box<dyn Trainer>));
-    let transport = Transport::Memory;
-    let settings = Settings { workers: WORKERS, trainer, initial: None, imposed: None, transport };
+    let settings = Settings::new(WORKERS, trainer);
     let mut ends = Vec::new();
     let finished = simulate(scenario, federation, settings, &AtomicBool::new(false), &mut |observation| {
         if matches!(observation, Observation::Event(RunEvent::RoundEnded { .. })) {

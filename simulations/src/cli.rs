@@ -246,7 +246,8 @@ fn run(arguments: &RunArguments, out: &mut dyn Write) -> Result<(), End> {
         follower.print(&session.opening(workers));
     }
     let stop = interruptible().map_err(failed)?;
-    let settings = Settings { workers, trainer, initial, imposed, transport: arguments.transport };
+    let transport = arguments.transport;
+    let settings = Settings { initial, imposed, transport, ..Settings::new(workers, trainer) };
     let ended = session.run(settings, trainer_name, target, follower, &stop, &mut |_| {}).map_err(failed)?;
     let (problem, interrupted, timing) = (ended.problem(), ended.interrupted(), ended.timing());
     let folder = ended.write().map_err(failed)?;

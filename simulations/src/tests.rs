@@ -69,7 +69,7 @@ fn torch() -> MakeTrainer {
 }
 
 fn settings(workers: usize, trainer: MakeTrainer) -> Settings {
-    Settings { workers, trainer, initial: None, imposed: None, transport: Transport::Memory }
+    Settings::new(workers, trainer)
 }
 
 /// A run that ended, with the records that it told.

@@ -3,7 +3,7 @@
 use super::Layout;
 use super::architecture::ArchitectureError;
 use super::layout::Start;
-use crate::limits::{CLASSES, EXAMPLE_VALUES, LAYER_WIDTH, MODEL_PARAMETERS, WINDOW_SIZE};
+use crate::limits::{CLASSES, EXAMPLE_VALUES, LAYER_WIDTH, MAX_POOL_SIZE, MODEL_PARAMETERS, WINDOW_SIZE};
 
 /// One layer. Shapes are those of one example: `[features]` or `[channels, height, width]`.
 ///
@@ -165,7 +165,8 @@ impl Layer {
                 input.to_vec()
             }
             Layer::MaxPool { size, stride } | Layer::AveragePool { size, stride } => {
-                in_range("size", *size, 1, WINDOW_SIZE)?;
+                let most = if matches!(self, Layer::MaxPool { .. }) { MAX_POOL_SIZE } else { WINDOW_SIZE };
+                in_range("size", *size, 1, most)?;
                 in_range("stride", *stride, 1, WINDOW_SIZE)?;
                 let (channels, height, width) = image()?;
                 let side = |length| window(length, *size, *stride, 0);

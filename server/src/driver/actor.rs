@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tributary_common::aggregate::WeightedMean;
 use tributary_common::ids::{NodeName, RunId};
 use tributary_common::progress::{Line, Progress};
 use tributary_common::record::{Metrics, Participation, RoundOutcome, RoundRecord, RunEvent, RunState};
@@ -308,7 +309,8 @@ impl Actor {
                 self.store.set_state(id, &RunState::Running)?;
             }
             let now = self.clock.now();
-            let (mut run, mut outgoing) = match Run::open(self.store.clone(), id, now, None) {
+            let rule = Box::new(WeightedMean::default());
+            let (mut run, mut outgoing) = match Run::open(self.store.clone(), id, now, None, rule) {
                 Ok(opened) => opened,
                 Err(error @ RunError::Job { .. }) => {
                     tracing::error!(run = %id, "{error}; it is skipped: stop it, or start the version that took it");

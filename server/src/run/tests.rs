@@ -3,10 +3,11 @@
 use std::io::Write;
 use std::sync::Arc;
 
+use tributary_common::aggregate::WeightedMean;
 use tributary_common::ids::{NodeName, RunId};
 use tributary_common::job::Job;
 use tributary_common::model::{digest, to_bytes};
-use tributary_common::record::{Participation, Role, RunEvent, RunState};
+use tributary_common::record::{Participation, Role, RoundOutcome, RunEvent, RunState};
 use tributary_common::time::Time;
 
 use super::*;
@@ -73,8 +74,12 @@ fn submitted() -> Arc<dyn Store> {
     Arc::new(store)
 }
 
+fn mean() -> Box<dyn AggregationRule> {
+    Box::new(WeightedMean::default())
+}
+
 fn open(store: &Arc<dyn Store>) -> Run {
-    let (mut run, _) = Run::open(Arc::clone(store), ID, Time(1000), None).unwrap();
+    let (mut run, _) = Run::open(Arc::clone(store), ID, Time(1000), None, mean()).unwrap();
     for index in 0..3 {
         run.handle(Time(1000), Input::Connected { node: name(index), role: Role::Trainer }).unwrap();
     }
@@ -141,6 +146,59 @@ fn an_unfit_update_is_refused_and_the_rest_make_the_round() {
     assert_eq!(run.model(), undisturbed.model());
 }
 
+/// Takes the updates that it is given for its answer to how many there were.
+struct Counting(fn(usize) -> Result<Vec<f32>, AggregateError>, usize);
+
+impl AggregationRule for Counting {
+    fn begin(&mut self, _: u32, parameters: usize) {
+        assert_eq!(parameters, 6);
+        self.1 = 0;
+    }
+
+    fn add(&mut self, update: Contribution) {
+        assert_eq!((update.delta().len(), update.examples() > 0), (6, true));
+        self.1 += 1;
+    }
+
+    fn finish(&mut self, _: &[f32]) -> Result<Vec<f32>, AggregateError> {
+        (self.0)(self.1)
+    }
+}
+
+#[test]
+fn what_a_rule_makes_is_published_only_if_it_is_a_model() {
+    let finish = |rule| {
+        let store = submitted();
+        let mut run =
+            Run::open(Arc::clone(&store), ID, Time(1000), None, Box::new(Counting(rule, 0))).unwrap().0;
+        for index in 0..3 {
+            run.handle(Time(1000), Input::Connected { node: name(index), role: Role::Trainer }).unwrap();
+        }
+        // One that is not fit reaches no rule.
+        run.update(Time(2000), update(0, 1, &[f32::NAN; 6], values)).unwrap();
+        for index in 1..3 {
+            run.update(Time(2000), update(index, 1, &delta(index, 1), values)).unwrap();
+        }
+        let reason = match &store.rounds(ID).unwrap()[0].outcome {
+            RoundOutcome::Published { .. } => return Ok(run.model().to_vec()),
+            RoundOutcome::Abandoned { reason } => format!("{reason:?}"),
+        };
+        Err(reason)
+    };
+    assert_eq!(finish(|updates| Ok(vec![updates as f32; 6])), Ok(vec![2.0; 6]));
+    for (rule, words) in [
+        (
+            (|_| Err(AggregateError::Rule("too few".into()))) as fn(usize) -> _,
+            "the aggregation rule: too few",
+        ),
+        (|_| Ok(vec![0.0; 5]), "5 parameters, but the model has 6"),
+        (|_| Ok(vec![f32::NAN; 6]), "norm NaN"),
+    ] {
+        let reason = finish(rule).unwrap_err();
+        assert!(reason.contains(words), "{reason}");
+    }
+}
+
 #[test]
 fn a_crash_in_a_round_changes_nothing() {
     let undisturbed = {
@@ -200,7 +258,7 @@ fn an_update_counts_once_and_only_in_its_round() {
 fn what_cannot_be_run_is_refused_in_words() {
     let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
     let model = store.put_model(&[0.0; 4]).unwrap();
-    let error = |id| Run::open(Arc::clone(&store), id, Time(0), None).unwrap_err().to_string();
+    let error = |id| Run::open(Arc::clone(&store), id, Time(0), None, mean()).unwrap_err().to_string();
     assert!(error(RunId(9)).contains("does not exist"));
     store.create_run(RunId(1), "name = 1", model, Time(0)).unwrap();
     assert!(error(RunId(1)).contains("cannot be run"));

@@ -26,6 +26,7 @@ use tributary_client::machine::{
     Attempt, Dismissal, Effect, Failure, Input, Kept, NodeMachine, Role, RoundKey, Trained,
 };
 use tributary_client::trainer::{ClientUpdate, EVALUATION_BATCH, Task, TrainError};
+use tributary_common::aggregate::{AggregationRule, WeightedMean};
 use tributary_common::digest::Digest;
 use tributary_common::ids::{NodeName, RunId};
 use tributary_common::job::{Job, JobError};
@@ -99,6 +100,15 @@ pub struct Settings {
     pub imposed: Option<ImposedSets>,
     /// How models, updates and messages travel.
     pub transport: Transport,
+    /// A rule of one's own that makes each round's model of its updates; absent, [`WeightedMean`].
+    pub rule: Option<Box<dyn AggregationRule>>,
+}
+
+impl Settings {
+    /// The defaults: a model drawn from the run's own stream, cohorts drawn, over memory, the weighted mean.
+    pub fn new(workers: usize, trainer: MakeTrainer) -> Self {
+        Self { workers, trainer, initial: None, imposed: None, transport: Transport::Memory, rule: None }
+    }
 }
 
 /// One thing to tell whoever follows the simulation.
@@ -230,7 +240,8 @@ pub fn simulate(
     store.create_run(RUN, &scenario.job.to_toml()?, digest, Time(0))?;
     let workers = settings.workers.max(1);
     let pool = Pool::start(workers, &settings.trainer)?;
-    let (run, outgoing) = Run::open(store, RUN, Time(0), settings.imposed)?;
+    let rule = settings.rule.unwrap_or_else(|| Box::new(WeightedMean::default()));
+    let (run, outgoing) = Run::open(store, RUN, Time(0), settings.imposed, rule)?;
 
     let devices = federation.devices.clone();
     let population = Population::new(scenario, federation);

@@ -21,7 +21,7 @@ use tributary_client::data::Dataset;
 use tributary_common::digest::Digest;
 use tributary_common::record::{RoundOutcome, RunEvent};
 
-use crate::engine::{Observation, Settings, Transport};
+use crate::engine::{Observation, Settings};
 use crate::follow::Follower;
 use crate::report::{self, FolderError, Loaded, Target};
 use crate::scenario::{Overrides, Scenario, ScenarioError};
@@ -318,13 +318,7 @@ fn run_point(
     };
     let federation = scenario.share(dataset).map_err(|error| line(&error))?;
     let session = Session::new(scenario, federation).map_err(|error| line(&error))?;
-    let run = Settings {
-        workers,
-        trainer: settings.trainer.clone(),
-        initial: None,
-        imposed: None,
-        transport: Transport::Memory,
-    };
+    let run = Settings::new(workers, settings.trainer.clone());
     let mut nowhere = std::io::sink();
     let follower = Follower::silent(scenario.job.rounds, &mut nowhere);
     // Why clients did not take part: the first reason explains a run that failed for want of them.
