@@ -3,7 +3,7 @@
 //! Models and updates travel as shared values and bytes are counted, not made, unless [`Transport::Wire`] is asked
 //! for; both end in the same model. Each computation ends at a virtual time that the scenario alone decides, and
 //! what happens is told to the cores in the order of (virtual time, client), whatever thread finishes first: so the
-//! number of workers decides no bit and no record. [`schedule`] decides which computation is done when in real time,
+//! number of workers decides no bit and no record. `schedule` decides which computation is done when in real time,
 //! and bounds the updates in memory.
 //!
 //! Devices and faults act through the inputs that a real federation has too: messages and transfers that take time,
