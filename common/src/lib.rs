@@ -11,6 +11,7 @@ pub mod ids;
 pub mod job;
 pub mod limits;
 pub mod model;
+pub mod privacy;
 pub mod progress;
 pub mod record;
 pub mod rng;
