@@ -390,10 +390,7 @@ mod tests {
         book.noise_round(1, events.clone(), NOW).unwrap();
         assert_eq!(book.core().log().size(), size);
         book.publish_round(1, 2, model, vec![a, b], NOW).unwrap();
-        assert_eq!(
-            refused(book.noise_round(1, events, NOW)),
-            RunRefusal::Round { found: 1, published: 1 }
-        );
+        assert_eq!(refused(book.noise_round(1, events, NOW)), RunRefusal::Round { found: 1, published: 1 });
         // The next round's payload is another one.
         book.publish_round(2, 1, model, vec![sent("a", b"3")], NOW).unwrap();
         book.receive_metrics(2, vec![sent("a", b"4")], NOW).unwrap();
