@@ -143,8 +143,13 @@ impl RunLedger {
     /// How it contradicts the records before it.
     pub fn apply(&mut self, record: &Record) -> Result<(), Fault> {
         self.log.push(record)?;
+        self.count(record.body())
+    }
+
+    /// [`RunLedger::apply`] for a record that is in no chain: an auditor counts on after a damaged one.
+    pub(crate) fn count(&mut self, body: &Body) -> Result<(), Fault> {
         let open = self.run.is_some() && !self.over;
-        match record.body() {
+        match body {
             Body::RunOpened { key, job, unit, mechanism, rounds, events, claim } => {
                 if self.run.is_some() {
                     return Err(Fault::Run("a second run is opened in a ledger of one run"));
