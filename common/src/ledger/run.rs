@@ -342,7 +342,8 @@ mod tests {
     use crate::ledger::book::{BookError, RunBook};
     use crate::ledger::head::{LedgerKey, View};
     use crate::ledger::hex::Hex;
-    use crate::ledger::record::{Accountant, CoordinatorId};
+    use crate::ledger::record::CoordinatorId;
+    use crate::privacy::accounting::Basis;
     use crate::time::Time;
 
     const NOW: Time = Time(1_795_562_055_000);
@@ -355,7 +356,7 @@ mod tests {
             mechanism: "dp-sgd".into(),
             rounds: 2,
             events: vec![Event::gaussian(0.05, 1.6, 10)],
-            claim: Some(Claim { epsilon: 2.6, delta: 1e-5, accountant: Accountant::Pld }),
+            claim: Some(Claim { epsilon: 2.6, delta: 1e-5, basis: Basis::Pld { grid_step: 1e-4 } }),
         }
     }
 

@@ -1,8 +1,8 @@
 //! What is wrong with an export of a ledger: every finding, each naming its record, from the export alone.
 //!
-//! The accountants here are the ones that wrote the claims: a second *method* (exact Rényi divergences against privacy
-//! loss distributions), not a second implementation. That one is the published reference vectors, which both are
-//! tested against.
+//! The accountants here are the ones that wrote the claims: a second *method* (exact Rényi divergences
+//! against privacy loss distributions), not a second implementation. That one is the published reference
+//! vectors, which both are tested against.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -14,17 +14,19 @@ use super::head::{HeadError, SignedHead, View};
 use super::hex::Hex;
 use super::log::{Log, Opening};
 use super::merkle;
-use super::record::{Body, Claim, CoordinatorId, Evidence, LedgerHash, LedgerRole, PublicKey, Record, RecordError};
+use super::record::{
+    Body, Claim, CoordinatorId, Evidence, LedgerHash, LedgerRole, PublicKey, Record, RecordError,
+};
 use super::run::RunLedger;
-use crate::privacy::accounting::{pld, rdp};
-use crate::privacy::{Event, Noise};
+use crate::privacy::accounting::{self, AccountingError, Bracket};
+use crate::privacy::{Event, Unit};
 
 /// How far above exact Rényi accounting a claim may be before it is called out, relative.
 const RDP_SLACK: f64 = 1e-3;
-/// How far below the loss distributions' figure a claim may be: this part of it, or [`PLD_SLACK_LEAST`].
-const PLD_SLACK: f64 = 1e-3;
+/// How far below the lower bound a claim may be: this part of it, or [`LOWER_SLACK_LEAST`] if that is more.
+const LOWER_SLACK: f64 = 1e-3;
 /// The least of it.
-const PLD_SLACK_LEAST: f64 = 1e-4;
+const LOWER_SLACK_LEAST: f64 = 1e-4;
 
 /// What an auditor knows besides the export.
 #[derive(Debug, Clone, Default)]
@@ -114,7 +116,9 @@ pub enum Problem {
     #[error("the head was not signed by the ledger's key: it was forged or damaged")]
     ForgedHead,
     /// A head over other records.
-    #[error("the head covers {size} records that are not these: records were changed, removed or added since")]
+    #[error(
+        "the head covers {size} records that are not these: records were changed, removed or added since"
+    )]
     HeadMismatch {
         /// Records that it covers.
         size: u64,
@@ -126,7 +130,9 @@ pub enum Problem {
         from: u64,
     },
     /// The ledger's key is another one than the auditor was told.
-    #[error("the ledger names the key {found}, and you were told {expected}: it is another ledger or was rewritten")]
+    #[error(
+        "the ledger names the key {found}, and you were told {expected}: it is another ledger or was rewritten"
+    )]
     OtherKey {
         /// Told.
         expected: PublicKey,
@@ -151,7 +157,9 @@ pub enum Problem {
         size: u64,
     },
     /// Such a head, but the loss is on record.
-    #[error("a witness holds a head over {size} records that were lost; the loss is on record and was accepted")]
+    #[error(
+        "a witness holds a head over {size} records that were lost; the loss is on record and was accepted"
+    )]
     LossOnRecord {
         /// Records that the head covers.
         size: u64,
@@ -172,7 +180,9 @@ pub enum Problem {
         least: f64,
     },
     /// The claim is above what a plain accountant shows.
-    #[error("epsilon {claimed} is claimed at delta {delta}; exact Rényi accounting already shows {shown:.6}: the claim is careful")]
+    #[error(
+        "epsilon {claimed} is claimed at delta {delta}; exact Rényi accounting already shows {shown:.6}: the claim is careful"
+    )]
     Careful {
         /// The claim.
         claimed: f64,
@@ -181,11 +191,16 @@ pub enum Problem {
         /// The Rényi figure.
         shown: f64,
     },
+    /// No accountant can compute the parameters.
+    #[error("the recorded parameters have no figure: {0}")]
+    NoFigure(AccountingError),
     /// A claim over nothing.
     #[error("a guarantee is claimed and no mechanism is recorded, or a mechanism without a claim")]
     EmptyClaim,
     /// The data's epsilon is infinite.
-    #[error("a job without a guarantee was allowed on this data set: its epsilon is infinite from here on ({0})")]
+    #[error(
+        "a job without a guarantee was allowed on this data set: its epsilon is infinite from here on ({0})"
+    )]
     Unbounded(String),
     /// Records were lost and it was accepted.
     #[error("the operator accepted that records were lost ({reason}); {charge}")]
@@ -196,7 +211,9 @@ pub enum Problem {
         charge: &'static str,
     },
     /// Records were lost and nobody accepted it.
-    #[error("records are known to be lost, and the operator has not accepted it: nothing can be spent until then")]
+    #[error(
+        "records are known to be lost, and the operator has not accepted it: nothing can be spent until then"
+    )]
     LossOpen,
 }
 
@@ -282,7 +299,8 @@ impl Verified {
         self.leaves.root_at(head.head.view, head.head.size) == Some(head.head.root)
     }
 
-    /// All heads in the export: its own, and those of other ledgers that its owner witnessed. Signatures unchecked.
+    /// All heads in the export: its own, and those of other ledgers that its owner witnessed. Signatures
+    /// unchecked.
     pub fn all_heads(&self) -> Vec<SignedHead> {
         let witnessed = self.records.iter().filter_map(|record| match record.body() {
             Body::HeadWitnessed { head, .. } => Some(*head),
@@ -292,39 +310,22 @@ impl Verified {
     }
 }
 
-/// What a claim must lie between: the smallest figure that its parameters can give, and a plain one.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Bracket {
-    /// A claim below this is false.
-    pub least: f64,
-    /// A claim above this is careful.
-    pub plain: f64,
-}
-
-/// The bracket of the epsilon of `rounds` times `events` at `delta`: loss distributions less their tolerance below,
-/// exact Rényi divergences above. Where there are no loss distributions (discrete noise), the Gaussian's of equal
-/// variance stand below.
-pub fn bracket(events: &[Event], rounds: u32, delta: f64) -> Bracket {
-    let all: Vec<Event> =
-        events.iter().map(|event| event.times(event.count.saturating_mul(u64::from(rounds)))).collect();
-    let gaussian: Vec<Event> = all.iter().map(|event| Event { noise: Noise::Gaussian, ..*event }).collect();
-    let plain = rdp::epsilon(&all, delta).value;
-    let losses = pld::epsilon(&gaussian, delta).map_or(f64::INFINITY, |bound| bound.value);
-    let figure = losses.min(rdp::epsilon(&gaussian, delta).value);
-    let least = figure - (PLD_SLACK * figure).max(PLD_SLACK_LEAST);
-    Bracket { least, plain: plain * (1.0 + RDP_SLACK) }
-}
-
 /// Lists what is wrong with an export, and what a reader should know.
 pub fn verify(export: &[u8], knowledge: &Knowledge) -> Verified {
-    Auditor::default().read(export, knowledge)
+    Auditor::default().read(export, knowledge).0
 }
 
 #[derive(Default)]
 struct Auditor {
     remarks: Vec<Remark>,
-    brackets: Vec<(Vec<Event>, u32, f64, Bracket)>,
+    brackets: Brackets,
 }
+
+/// Those computed, by what they are of: jobs come in series.
+type Brackets = Vec<(Promise, Result<Bracket, AccountingError>)>;
+
+/// What a claim is about: one round's events, rounds, delta, unit.
+type Promise = (Vec<Event>, u32, f64, Unit);
 
 /// A line of an export after the first.
 enum Line {
@@ -356,7 +357,7 @@ impl Auditor {
         self.remark(Weight::Finding, sequence, line, problem);
     }
 
-    fn read(mut self, export: &[u8], knowledge: &Knowledge) -> Verified {
+    fn read(mut self, export: &[u8], knowledge: &Knowledge) -> (Verified, Brackets) {
         let mut lines = export.split(|byte| *byte == b'\n');
         let header = lines.next();
         let mut body: Vec<(usize, &[u8])> = (2..).zip(lines).collect();
@@ -389,7 +390,7 @@ impl Auditor {
         match verified.opening.clone() {
             Some(opening) => {
                 verified.heads = self.own_heads(&verified, &opening, &read);
-                self.from_outside(&verified, &opening, knowledge);
+                self.compare_outside(&verified, &opening, knowledge);
             }
             None => self.finding(None, None, Problem::NoOpening),
         }
@@ -399,7 +400,7 @@ impl Auditor {
             self.remark(Weight::Note, None, None, Problem::LossOpen);
         }
         verified.remarks = self.remarks;
-        verified
+        (verified, self.brackets)
     }
 
     /// The records, each once, and what is wrong with their order and their links.
@@ -440,7 +441,8 @@ impl Auditor {
             }
             if sequence > due {
                 // Those that come later stand in another place; the others are gone.
-                let missing: Vec<u64> = (due..sequence).take(1 << 16).filter(|n| !there.contains(n)).collect();
+                let missing: Vec<u64> =
+                    (due..sequence).take(1 << 16).filter(|n| !there.contains(n)).collect();
                 if let (Some(from), Some(to)) = (missing.first(), missing.last()) {
                     self.finding(Some(*from), at, Problem::Removed { from: *from, to: *to });
                 }
@@ -477,7 +479,9 @@ impl Auditor {
             Some(state) if !matches!(record.body(), Body::LedgerOpened { .. }) => state.count(record.body()),
             Some(_) => Err(Fault::WrongRole),
             None => match Log::begin(record).map(|log| log.opening().role) {
-                Ok(LedgerRole::Node) => NodeLedger::begin(record).map(|ledger| *state = Some(State::Node(ledger))),
+                Ok(LedgerRole::Node) => {
+                    NodeLedger::begin(record).map(|ledger| *state = Some(State::Node(ledger)))
+                }
                 Ok(LedgerRole::Coordinator) => {
                     RunLedger::begin(record).map(|ledger| *state = Some(State::Run(ledger)))
                 }
@@ -489,11 +493,11 @@ impl Auditor {
             self.finding(sequence, line, Problem::Fault(fault));
         }
         match record.body() {
-            Body::JobReserved { rounds, events, claim, .. } => {
-                self.claim(sequence, line, *rounds, events, Some(claim));
+            Body::JobReserved { unit, rounds, events, claim, .. } => {
+                self.claim((sequence, line), *rounds, events, Some(*unit), Some(claim));
             }
-            Body::RunOpened { rounds, events, claim, .. } => {
-                self.claim(sequence, line, *rounds, events, claim.as_ref());
+            Body::RunOpened { unit, rounds, events, claim, .. } => {
+                self.claim((sequence, line), *rounds, events, *unit, claim.as_ref());
             }
             Body::UnboundedRelease { reason, .. } => {
                 self.remark(Weight::Note, sequence, line, Problem::Unbounded(reason.clone()));
@@ -510,43 +514,51 @@ impl Auditor {
         }
     }
 
+    /// Correction 10: a claim is false below what its parameters give at least, and never for being below
+    /// exact Rényi accounting.
     fn claim(
         &mut self,
-        sequence: Option<u64>,
-        line: Option<usize>,
+        (sequence, line): (Option<u64>, Option<usize>),
         rounds: u32,
         events: &[Event],
+        unit: Option<Unit>,
         claim: Option<&Claim>,
     ) {
-        let Some(claim) = claim else {
-            if !events.is_empty() {
+        let (Some(unit), Some(claim), false) = (unit, claim, events.is_empty()) else {
+            if unit.is_some() || claim.is_some() || !events.is_empty() {
                 self.finding(sequence, line, Problem::EmptyClaim);
             }
             return;
         };
-        if events.is_empty() {
-            return self.finding(sequence, line, Problem::EmptyClaim);
-        }
         let (claimed, delta) = (claim.epsilon, claim.delta);
-        let known = self.brackets.iter().find(|known| known.0 == events && (known.1, known.2) == (rounds, delta));
-        let bracket = match known {
-            Some(known) => known.3,
-            None => {
-                let bracket = bracket(events, rounds, delta);
-                self.brackets.push((events.to_vec(), rounds, delta, bracket));
-                bracket
-            }
+        let promise: Promise = (events.to_vec(), rounds, delta, unit);
+        let known = self.brackets.iter().find(|known| known.0 == promise).map(|known| known.1);
+        let bracket = known.unwrap_or_else(|| {
+            let times = |event: &Event| event.times(event.count.saturating_mul(u64::from(rounds)));
+            let all: Vec<Event> = events.iter().map(times).collect();
+            let bracket = accounting::bracket(&all, delta, unit);
+            self.brackets.push((promise, bracket));
+            bracket
+        });
+        let Bracket { lower: least, rdp, .. } = match bracket {
+            Ok(bracket) => bracket,
+            Err(error) => return self.finding(sequence, line, Problem::NoFigure(error)),
         };
-        if claimed < bracket.least {
-            self.finding(sequence, line, Problem::Overclaim { claimed, delta, least: bracket.least });
-        } else if claimed > bracket.plain {
-            let shown = bracket.plain / (1.0 + RDP_SLACK);
-            self.remark(Weight::Note, sequence, line, Problem::Careful { claimed, delta, shown });
+        if claimed < least - (LOWER_SLACK * least).max(LOWER_SLACK_LEAST) {
+            self.finding(sequence, line, Problem::Overclaim { claimed, delta, least });
+        } else if claimed > rdp.value * (1.0 + RDP_SLACK) {
+            let problem = Problem::Careful { claimed, delta, shown: rdp.value };
+            self.remark(Weight::Note, sequence, line, problem);
         }
     }
 
     /// Checks the export's own heads: at least one is over all its records.
-    fn own_heads(&mut self, verified: &Verified, opening: &Opening, read: &[(usize, Line)]) -> Vec<SignedHead> {
+    fn own_heads(
+        &mut self,
+        verified: &Verified,
+        opening: &Opening,
+        read: &[(usize, Line)],
+    ) -> Vec<SignedHead> {
         let mut heads = Vec::new();
         let mut covered = 0;
         for (number, line) in read {
@@ -570,7 +582,7 @@ impl Auditor {
     }
 
     /// Compares with what others hold.
-    fn from_outside(&mut self, verified: &Verified, opening: &Opening, knowledge: &Knowledge) {
+    fn compare_outside(&mut self, verified: &Verified, opening: &Opening, knowledge: &Knowledge) {
         if let Some(expected) = knowledge.key.filter(|expected| *expected != opening.public_key) {
             self.finding(Some(0), None, Problem::OtherKey { expected, found: opening.public_key });
         }
