@@ -2,17 +2,18 @@
 //!
 //! Two accountants bound epsilon from above: [`pld`] composes privacy losses and is the tighter, [`rdp`] adds Rényi
 //! divergences and covers discrete noise too. [`lower`] bounds it from below, for an auditor. [`filter`] is the account
-//! that jobs chosen one after another share. Approximations that are no bounds (a central limit, say) are not offered.
+//! that jobs chosen one after another share, [`distributed`] counts noise that is added in shares. Approximations that are no bounds (a central limit, say) are not offered.
 //!
 //! A figure holds for events that were all fixed beforehand; what is chosen after seeing earlier outputs is charged to a
 //! filter. Every question is a function of its arguments and takes milliseconds, so nothing is cached: ask again.
 
+pub mod distributed;
 pub mod filter;
 pub mod lower;
-mod normal;
+pub mod normal;
 pub mod pld;
 pub mod rdp;
-mod sampled_gaussian;
+pub(super) mod sampled_gaussian;
 #[cfg(test)]
 mod tests;
 

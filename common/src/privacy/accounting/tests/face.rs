@@ -124,7 +124,7 @@ fn pitfall_6_numerics_of_accountants() {
     // A fractional order of which others make infinity or 57 % too much (dp_accounting 0.6.0).
     let at = |q, sigma, order| rdp::divergence(&Event::gaussian(q, sigma, 1), order);
     assert!((at(0.1, 2.0, 1.1) / 0.001_523_170_366_529_756 - 1.0).abs() < 1e-9);
-    assert!((at(0.5, 2.0, 1.4) / 0.046_204_511_867_806_234 - 1.0).abs() < 1e-9);
+    assert!((at(0.5, 2.0, 1.4) / 0.046_204_511_867_806_23 - 1.0).abs() < 1e-9);
     // The best order is beyond the usual cap of 1024.
     assert!(rdp::epsilon(&[Event::gaussian(1e-4, 20.0, 10)], 1e-8).order > 1024.0);
     // A loss of standard deviation 1.25e-5 a step: a fixed grid of 1e-4 loses to Renyi here, ours does not.

@@ -3,6 +3,7 @@
 //! The vectors, from dp_accounting 0.6.0 and 40-digit arithmetic, are in the folder that `TRIBUTARY_VECTORS` names;
 //! a test that needs one says loudly when it skips.
 
+mod distributed;
 mod face;
 mod pld;
 mod rdp;
