@@ -2,6 +2,7 @@
 
 mod canary;
 mod figures;
+mod ledgers;
 
 use std::process::ExitCode;
 
@@ -25,6 +26,12 @@ enum Command {
     Epsilon(figures::EpsilonArguments),
     /// Say how much noise a target epsilon asks for.
     Noise(figures::NoiseArguments),
+    /// Check ledgers: nothing changed, nothing overspent, no claim too small.
+    Verify(ledgers::VerifyArguments),
+    /// Write a report of what was promised and spent, by whom, until when.
+    Report(ledgers::ReportArguments),
+    /// Hold a node's ledger against a coordinator's.
+    Compare(ledgers::CompareArguments),
     /// Test a claim by an audit run's canaries and the noise that it recorded.
     Canary(canary::CanaryArguments),
 }
@@ -55,6 +62,9 @@ pub fn main() -> ExitCode {
     let outcome = match cli.command {
         Command::Epsilon(arguments) => figures::epsilon(&arguments),
         Command::Noise(arguments) => figures::noise(&arguments),
+        Command::Verify(arguments) => ledgers::verify(&arguments),
+        Command::Report(arguments) => ledgers::report(&arguments),
+        Command::Compare(arguments) => ledgers::compare(&arguments),
         Command::Canary(arguments) => canary::canary(&arguments),
     };
     match outcome {

@@ -507,7 +507,10 @@ impl NodeLedger {
     }
 
     /// [`NodeLedger::apply`] for a record that is in no chain: an auditor counts on after a damaged one.
-    pub(crate) fn count(&mut self, body: &Body) -> Result<(), Fault> {
+    ///
+    /// # Errors
+    /// As there.
+    pub fn count(&mut self, body: &Body) -> Result<(), Fault> {
         match body {
             Body::AccountOpened {
                 account,
