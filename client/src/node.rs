@@ -441,7 +441,14 @@ fn carry_out(
 ) -> Outcome {
     match command {
         Command::Train { key, job, model } => {
-            let task = Task { job, round: key.round, client: client.clone(), model, max_steps: None };
+            let task = Task {
+                job,
+                round: key.round,
+                client: client.clone(),
+                model,
+                declared_examples: None,
+                max_steps: None,
+            };
             match trainer.train(&task, &data.train, stop) {
                 Ok(update) => Outcome::Update(key, update),
                 Err(error) => Outcome::Input(Input::Trained { key, result: Err(failure(&error)) }),

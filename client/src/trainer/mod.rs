@@ -30,6 +30,9 @@ pub struct Task {
     pub client: NodeName,
     /// The published model that training starts from.
     pub model: Parameters,
+    /// What the node's operator declared as its number of examples, once and rounded: with `[privacy]` it stands for
+    /// the true one, as weight and in the divisor.
+    pub declared_examples: Option<u64>,
     /// Fewest of these and the job's steps are taken: a straggler's partial work (Li et al. 2020, section 3.2).
     pub max_steps: Option<u64>,
 }
@@ -100,6 +103,9 @@ pub enum TrainError {
     /// The evaluated model left the finite numbers.
     #[error("the model's loss on these examples is not finite: it has diverged; lower [train] learning_rate")]
     LossNotFinite,
+    /// The trainer cannot keep the job's promise.
+    #[error("[privacy] is not available in this trainer")]
+    PrivacyNotAvailable,
     /// The job's model cannot be built.
     #[error(transparent)]
     Job(#[from] JobError),
@@ -128,6 +134,9 @@ pub const CONFUSION_CLASSES: usize = 100;
 
 /// Refuses a model or examples that do not fit the job, so that nothing after it needs to look again.
 fn check(job: &Job, parameters: usize, model: &[f32], shard: &Shard) -> Result<(), TrainError> {
+    if job.privacy.is_some() {
+        return Err(TrainError::PrivacyNotAvailable);
+    }
     if model.len() != parameters {
         return Err(TrainError::Model { expected: parameters, found: model.len() });
     }

@@ -44,7 +44,14 @@ pub(super) fn job(architecture: &str, inputs: &[usize], classes: usize) -> Job {
 /// The first round of `client` in `job`, from the job's first parameters.
 pub(super) fn task(job: Job, client: &str) -> Task {
     let model = job.layout().unwrap().initial(job.seed).into();
-    Task { job: Arc::new(job), round: 1, client: client.parse().unwrap(), model, max_steps: None }
+    Task {
+        job: Arc::new(job),
+        round: 1,
+        client: client.parse().unwrap(),
+        model,
+        declared_examples: None,
+        max_steps: None,
+    }
 }
 
 /// Every architecture on a shape that it takes.

@@ -714,7 +714,7 @@ impl Simulation<'_> {
         };
         let batch = u64::from(job.train.batch_size).min(examples);
         let bytes = model.len() as u64 * 4;
-        let task = Task { job, round: key.round, client: name, model, max_steps };
+        let task = Task { job, round: key.round, client: name, model, declared_examples: None, max_steps };
         let steps = task.steps(examples);
         let computed = self.now + device.training(steps, fate.slowness);
         let crash = fate.crash.filter(|_| !self.roll.crashed.contains(&index));
