@@ -471,7 +471,8 @@ fn failure(error: &TrainError) -> Failure {
         TrainError::Cancelled
         | TrainError::Diverged { .. }
         | TrainError::LossNotFinite
-        | TrainError::Torch(_) => Reason::Training,
+        | TrainError::Torch(_)
+        | TrainError::PrivacyNotAvailable => Reason::Training,
     };
     Failure { reason, detail: transport::chain(error) }
 }
