@@ -8,7 +8,7 @@ use tributary_common::document::{self, DocumentError, Schema};
 use crate::data::{self, DataConfig, DataError, Dataset};
 use crate::machine::{ExampleCounts, Profile, Role};
 use crate::partition::{self, PartitionConfig, PartitionError, Population, Scheme};
-use crate::policy::Policy;
+use crate::policy::{self, Policy};
 use crate::shard::Shard;
 
 /// Longest configuration file, in bytes.
@@ -114,7 +114,7 @@ fn default_drain_seconds() -> u32 {
 
 const SCHEMA: Schema = Schema {
     keys: &["server", "dir", "role", "drain_seconds"],
-    tables: &[("data", Some(&data::SCHEMA)), ("share", Some(&SHARE)), ("policy", Some(&POLICY))],
+    tables: &[("data", Some(&data::SCHEMA)), ("share", Some(&SHARE)), ("policy", Some(&policy::SCHEMA))],
 };
 const SHARE: Schema = Schema {
     keys: &[
@@ -130,10 +130,6 @@ const SHARE: Schema = Schema {
         "samples_per_client",
         "index",
     ],
-    tables: &[],
-};
-const POLICY: Schema = Schema {
-    keys: &["minimum_cell", "minimum_cohort", "maximum_local_steps", "allowed_architectures"],
     tables: &[],
 };
 
@@ -225,6 +221,8 @@ impl NodeConfig {
             policy: self.policy.clone(),
             example_shape: data.example_shape.clone(),
             classes: data.classes,
+            public_test: false,
+            declared_examples: None,
             drain_seconds: self.drain_seconds,
         }
     }

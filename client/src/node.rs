@@ -242,7 +242,7 @@ impl Node {
     fn received(&mut self, outcome: Outcome) {
         let input = match outcome {
             Outcome::Update(key, update) => {
-                let trained = Trained { examples: update.examples, loss: update.loss };
+                let trained = Trained { examples: update.examples, loss: Some(update.loss) };
                 self.update = Some((key, update));
                 Input::Trained { key, result: Ok(trained) }
             }
@@ -273,6 +273,7 @@ impl Node {
                     task.abort();
                 }
             }
+            Effect::Charge { key, job } => self.charge(key, &job),
             Effect::Train { key, job, model } => self.worker.send(Command::Train { key, job, model })?,
             Effect::CancelTraining => self.worker.cancel(),
             Effect::Evaluate { key, job, model } => {
@@ -293,6 +294,14 @@ impl Node {
             Effect::Exit => self.exit = true,
         }
         Ok(())
+    }
+
+    fn charge(&mut self, key: RoundKey, job: &Job) {
+        let result = match &job.privacy {
+            None => Ok(()),
+            Some(_) => Err(Failure { reason: Reason::Budget, detail: "this node has no account".into() }),
+        };
+        self.inputs.push_back(Input::Charged { key, result });
     }
 
     fn fetch(&mut self, model: Digest, bytes: u64) {
@@ -320,10 +329,11 @@ impl Node {
     fn store(&mut self, key: RoundKey, model: Digest) {
         let update = self.update.take_if(|(of, _)| *of == key);
         let (folder, results) = (self.folder.clone(), self.results.clone());
+        let private = false;
         tokio::task::spawn_blocking(move || {
             let result = match update {
                 Some((_, update)) => {
-                    let kept = folder.keep(key, model, &update.delta, update.examples, Clock.now());
+                    let kept = folder.keep(key, model, &update.delta, update.examples, private, Clock.now());
                     kept.map_err(|error| error.to_string())
                 }
                 None => Err("the update is gone".into()),
@@ -492,7 +502,10 @@ fn line(event: &NodeEvent) -> String {
         NodeEvent::Training { round, examples, steps, .. } => {
             format!("round {round}: training ({examples} examples, {steps} steps)")
         }
-        NodeEvent::Trained { round, loss, .. } => format!("round {round}: trained, mean loss {loss:.4}"),
+        NodeEvent::Trained { round, loss: Some(loss), .. } => {
+            format!("round {round}: trained, mean loss {loss:.4}")
+        }
+        NodeEvent::Trained { round, .. } => format!("round {round}: trained"),
         NodeEvent::Uploaded { round, bytes, .. } => {
             format!("round {round}: uploaded {:.1} KB", *bytes as f64 / 1000.0)
         }

@@ -122,6 +122,7 @@ impl Folder {
         model: Digest,
         delta: &[f32],
         examples: u64,
+        private: bool,
         now: Time,
     ) -> Result<Kept, FolderError> {
         let mut hasher = blake3::Hasher::new();
@@ -134,7 +135,7 @@ impl Folder {
             Ok(())
         })?;
         let digest = Some(hasher.finalize().into());
-        let kept = Kept { model, digest, bytes: delta.len() as u64 * 4, examples, stored: now };
+        let kept = Kept { model, digest, bytes: delta.len() as u64 * 4, examples, private, stored: now };
         let path = self.entry_path(key, "json");
         let json = serde_json::to_vec(&Entry { key, kept }).map_err(io::Error::from).map_err(at(&path))?;
         write_whole(&path, 0o600, |file| file.write_all(&json))?;
@@ -262,7 +263,7 @@ mod tests {
         let delta: Vec<f32> = (0..100_000).map(|i| i as f32 * 0.5).collect();
         let folder = Folder::open(dir.path()).unwrap();
         let kept: Vec<_> = (1..=4)
-            .map(|round| (key(round), folder.keep(key(round), model, &delta, 7, Time(9)).unwrap()))
+            .map(|round| (key(round), folder.keep(key(round), model, &delta, 7, false, Time(9)).unwrap()))
             .collect();
         assert_eq!(kept[0].1.digest, Some(tributary_common::model::digest(&delta)));
         assert_eq!(fs::read(folder.update_path(key(1))).unwrap(), to_bytes(&delta));

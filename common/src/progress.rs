@@ -246,6 +246,7 @@ fn reason_words(reason: Reason) -> &'static str {
         Reason::Busy => "busy with another round",
         Reason::Data => "its data do not fit the model",
         Reason::Training => "training failed",
+        Reason::Budget => "privacy budget",
         Reason::ShuttingDown => "shutting down",
         Reason::Unsupported => "it does not understand the job",
     }

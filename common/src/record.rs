@@ -43,6 +43,8 @@ pub enum Reason {
     Data,
     /// Local training failed or diverged.
     Training,
+    /// The data set's privacy budget, or the job's own limit, does not allow it.
+    Budget,
     /// The node is shutting down.
     ShuttingDown,
     /// The node does not understand the job.

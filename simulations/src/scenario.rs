@@ -7,7 +7,7 @@ use serde::Serialize;
 use toml::{Table, Value};
 use tributary_client::data::{self, DataConfig, DataError, Dataset};
 use tributary_client::partition::{self, PartitionConfig, PartitionError, Population, Scheme, Share};
-use tributary_client::policy::Policy;
+use tributary_client::policy::{self, Policy};
 use tributary_common::document::{self, DocumentError, Schema};
 use tributary_common::ids::NodeName;
 use tributary_common::job::{self, Job, JobError};
@@ -26,14 +26,10 @@ pub const SCHEMA: Schema = Schema {
         ("population", Some(&partition::POPULATION_SCHEMA)),
         ("data", Some(&data::SCHEMA)),
         ("partition", Some(&partition::SCHEMA)),
-        ("policy", Some(&POLICY)),
+        ("policy", Some(&policy::SCHEMA)),
         ("devices", Some(&devices::SCHEMA)),
         ("faults", Some(&faults::SCHEMA)),
     ],
-};
-const POLICY: Schema = Schema {
-    keys: &["minimum_cell", "minimum_cohort", "maximum_local_steps", "allowed_architectures"],
-    tables: &[],
 };
 
 /// Why a scenario is refused. Each displays as one line that names the file.
@@ -216,6 +212,7 @@ impl Scenario {
             _ => Table::new(),
         };
         policy.entry("minimum_cell").or_insert(Value::Integer(0));
+        policy.entry("trust_coordinator_noise").or_insert(Value::Boolean(true));
         let policy = document::read(policy).map_err(document)?;
         let base = overrides.data.clone().unwrap_or_else(|| folder.to_path_buf());
         let path = path.to_path_buf();

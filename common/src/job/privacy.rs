@@ -26,6 +26,16 @@ pub enum Mechanism {
     Gaussian,
 }
 
+impl Mechanism {
+    /// Its name in a job file.
+    pub fn name(self) -> &'static str {
+        match self {
+            Mechanism::DpSgd => "dp-sgd",
+            Mechanism::Gaussian => "gaussian",
+        }
+    }
+}
+
 /// How a gradient or an update is brought down to the clip norm C.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

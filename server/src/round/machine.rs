@@ -311,7 +311,7 @@ impl RoundMachine {
             && c.decide(node, Participation::Declined { reason })
         {
             // What it refuses now it will refuse again until something changes at the node.
-            if matches!(reason, Reason::Policy | Reason::Data | Reason::Unsupported) {
+            if matches!(reason, Reason::Policy | Reason::Budget | Reason::Data | Reason::Unsupported) {
                 self.unfit.insert(node.clone());
                 self.roster = None;
             }

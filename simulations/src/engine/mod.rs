@@ -413,7 +413,7 @@ impl Simulation<'_> {
         node.computation = None;
         if let Some(Outcome::Trained(result)) = outcomes.pop_if(|o| matches!(o, Outcome::Trained(_))) {
             let result = result.map_err(training_failed).map(|update| {
-                let trained = Trained { examples: update.examples, loss: update.loss };
+                let trained = Trained { examples: update.examples, loss: Some(update.loss) };
                 node.update = Some(update);
                 trained
             });
@@ -583,6 +583,8 @@ impl Simulation<'_> {
                 }
             }
             Effect::CancelFetch => return self.cancel_download(index),
+            // A simulated client has no account: the job's own limit was checked before the run.
+            Effect::Charge { key, .. } => Input::Charged { key, result: Ok(()) },
             Effect::Train { key, job, model } => return self.train(index, name, key, job, model),
             Effect::Evaluate { key, job, model } => {
                 let parts = self.population.to_evaluate_on(index, EVALUATION_BATCH);
@@ -604,7 +606,8 @@ impl Simulation<'_> {
                 };
                 let bytes = update.delta.len() as u64 * 4;
                 let digest = self.wire.is_some().then(|| model::digest(&update.delta));
-                let kept = Kept { model, digest, bytes, examples: update.examples, stored: self.now };
+                let (examples, private) = (update.examples, self.job.privacy.is_some());
+                let kept = Kept { model, digest, bytes, examples, private, stored: self.now };
                 Input::Stored { key, result: Ok(kept) }
             }
             Effect::Upload { at, update: mut kept } => {

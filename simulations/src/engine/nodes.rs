@@ -45,6 +45,8 @@ impl Population {
                 policy: scenario.policy.clone(),
                 example_shape: dataset.example_shape.clone(),
                 classes: dataset.classes,
+                public_test: false,
+                declared_examples: None,
                 drain_seconds: 0,
             })
         };
