@@ -1,0 +1,38 @@
+//! Tests of the accountants against reference vectors and closed forms.
+//!
+//! The vectors, from dp_accounting 0.6.0 and 40-digit arithmetic, are in the folder that `TRIBUTARY_VECTORS` names;
+//! a test that needs one says loudly when it skips.
+
+mod rdp;
+
+use std::collections::HashMap;
+
+/// The rows of a reference file, by column.
+pub(super) fn vectors(file: &str) -> Option<Vec<HashMap<String, String>>> {
+    let Ok(folder) = std::env::var("TRIBUTARY_VECTORS") else {
+        eprintln!("SKIPPED: TRIBUTARY_VECTORS does not name the folder with {file}");
+        return None;
+    };
+    let text = std::fs::read_to_string(std::path::Path::new(&folder).join(file)).unwrap();
+    let mut lines = text.lines();
+    let header = split(lines.next().unwrap());
+    Some(lines.map(|line| header.iter().cloned().zip(split(line)).collect()).collect())
+}
+
+/// The cells of a line; one in double quotes may hold commas.
+fn split(line: &str) -> Vec<String> {
+    let mut cells = vec![String::new()];
+    let mut quoted = false;
+    for character in line.chars() {
+        match character {
+            '"' => quoted = !quoted,
+            ',' if !quoted => cells.push(String::new()),
+            other => cells.last_mut().unwrap().push(other),
+        }
+    }
+    cells
+}
+
+pub(super) fn number(row: &HashMap<String, String>, column: &str) -> f64 {
+    row[column].parse().unwrap()
+}
