@@ -435,7 +435,7 @@ mod tests {
             (SCENARIO, vec!["population.clients=0"], "clients = 0"),
             (SCENARIO, vec!["population.clients=-1"], "[population]"),
             (SCENARIO, vec!["data.source=idx"], "[data]"),
-            (SCENARIO, vec!["privacy.unit=example"], "[privacy] is not available yet"),
+            (SCENARIO, vec!["privacy.unit=example"], "missing field `mechanism` in `privacy`"),
         ] {
             let error = read(scenario, &set).unwrap_err();
             assert!(error.contains(words) && !error.contains('\n'), "{set:?}: {error}");

@@ -247,7 +247,9 @@ pub struct DataConfig {
     /// With differential privacy: the number of training examples, rounded and public.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub declared_examples: Option<u64>,
-    /// The column that names the unit of privacy: not available yet.
+    /// What names the unit of privacy, such as the patient, whose examples then stay together: a column of a CSV
+    /// table (any text; not a feature), or the arrays `train_NAME` and so on of an NPZ file (integers). Absent:
+    /// every example is a unit of its own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub group: Option<String>,
 
@@ -384,9 +386,6 @@ impl DataConfig {
                 "\"images\" is not available yet: use idx, csv, npz, synthetic or synthetic-federated",
             ));
         }
-        if self.group.is_some() {
-            return Err(config("group", "not available yet: remove it; the unit is one example"));
-        }
         self.refuse_foreign_keys()?;
         if matches!(self.source, Source::Synthetic | Source::SyntheticFederated) {
             if self.path.is_some() {
@@ -414,6 +413,12 @@ impl DataConfig {
                 return Err(config(key, "must be above 0"));
             }
         }
+        if let Some(group @ ("" | "images" | "labels")) = self.group.as_deref() {
+            return Err(config(
+                "group",
+                format!("\"{group}\" does not name groups: name what tells persons apart"),
+            ));
+        }
         match self.source {
             Source::Csv => self.validate_csv(),
             Source::Synthetic => self.validate_synthetic(),
@@ -436,6 +441,7 @@ impl DataConfig {
             ("mean", self.mean.is_some(), images),
             ("standard_deviation", self.standard_deviation.is_some(), images),
             ("held_out", self.held_out.is_some(), self.source == Source::Npz),
+            ("group", self.group.is_some(), csv || self.source == Source::Npz),
             ("site", self.site.is_some(), csv),
             ("columns", self.columns.is_some(), csv),
             ("header", self.header.is_some(), csv),

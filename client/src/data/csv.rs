@@ -12,9 +12,9 @@ use tributary_common::ids::NodeName;
 use super::config::config as config_error;
 use super::images::out_of_range;
 use super::{
-    BinaryRule, DataConfig, DataError, Dataset, EXAMPLES, HashedSplit, LabelRule, MissingRows, OneHot,
-    Positive, Site, Sites, Split, SplitRule, Standardise, TEXT_FILE_BYTES, VALUES, classes, file, open,
-    record,
+    BinaryRule, DataConfig, DataError, Dataset, EXAMPLES, Groups, HashedSplit, LabelRule, MissingRows,
+    OneHot, Positive, Site, Sites, Split, SplitRule, Standardise, TEXT_FILE_BYTES, VALUES, classes, file,
+    open, record,
 };
 
 /// Most columns of a table.
@@ -67,6 +67,8 @@ struct Schema {
     names: Vec<String>,
     label: usize,
     site: Option<usize>,
+    /// The column that names the unit of privacy.
+    group: Option<usize>,
     /// Columns that become one feature each, in the file's order.
     numeric: Vec<usize>,
     /// Columns that become one feature per category, in the file's order.
@@ -104,11 +106,15 @@ impl Schema {
         if site == Some(label) {
             return Err(config_error("sites", "the label's column cannot be the site's too"));
         }
+        let group = config.group.as_deref().map(|name| find("group", name)).transpose()?;
+        if group.is_some_and(|column| !used.insert(column)) {
+            return Err(config_error("group", "the label's or the site's column cannot be the group's too"));
+        }
         for name in &config.drop {
             if !used.insert(find("drop", name)?) {
                 return Err(config_error(
                     "drop",
-                    format!("column \"{name}\" is the label, the site, or here twice"),
+                    format!("column \"{name}\" is the label, the site, the group, or here twice"),
                 ));
             }
         }
@@ -121,7 +127,8 @@ impl Schema {
         for name in hot_names {
             let place = find("one_hot", name)?;
             if !used.insert(place) {
-                let problem = format!("column \"{name}\" is the label, the site, dropped, or here twice");
+                let problem =
+                    format!("column \"{name}\" is the label, the site, the group, dropped, or here twice");
                 return Err(config_error("one_hot", problem));
             }
             one_hot.insert(place);
@@ -147,7 +154,7 @@ impl Schema {
         if label_values.iter().collect::<BTreeSet<_>>().len() != label_values.len() {
             return Err(config_error("label_rule", "lists a value twice"));
         }
-        Ok(Self { label, site, numeric, one_hot: one_hot.into_iter().collect(), label_values, names })
+        Ok(Self { label, site, group, numeric, one_hot: one_hot.into_iter().collect(), label_values, names })
     }
 
     fn name(&self, column: usize) -> &str {
@@ -195,7 +202,9 @@ struct Row {
     numeric: Vec<f64>,
     categories: Vec<Category>,
     label: i64,
-    /// Whether the content hash makes it a test row.
+    /// The group's cell.
+    group: Option<Box<str>>,
+    /// Whether the hash of the group, or else of the content, makes it a test row.
     hashed_test: bool,
 }
 
@@ -301,7 +310,7 @@ fn parse(
         let cell = cell(column);
         cell.is_empty() || config.missing.as_deref().is_some_and(|mark| mark.trim() == cell)
     };
-    let kept = schema.numeric.iter().chain(&schema.one_hot).chain([&schema.label]);
+    let kept = schema.numeric.iter().chain(&schema.one_hot).chain([&schema.label]).chain(&schema.group);
     if let Some(column) = kept.copied().find(|column| missing(*column)) {
         if config.missing_rows == Some(MissingRows::Drop) {
             return Ok(None);
@@ -363,7 +372,8 @@ fn parse(
         numeric: schema.numeric.iter().map(|column| number(*column)).collect::<Result<_, _>>()?,
         categories: schema.one_hot.iter().map(|column| Category::of(cell(*column))).collect(),
         label,
-        hashed_test: split.holds_out(cells),
+        group: schema.group.map(|column| cell(column).into()),
+        hashed_test: split.holds_out(cells, schema.group.map(cell)),
     }))
 }
 
@@ -371,7 +381,7 @@ fn parse(
 enum SplitPlan {
     None,
     File { path: PathBuf, sites: BTreeMap<Option<String>, Halves> },
-    Hashed { key: [u8; 32], fraction: f64 },
+    Hashed { by_content: [u8; 32], by_group: [u8; 32], fraction: f64 },
 }
 
 #[derive(Debug, Deserialize)]
@@ -383,8 +393,12 @@ struct Halves {
 
 impl SplitPlan {
     fn hashed(rule: &HashedSplit) -> Self {
-        let key = blake3::derive_key("tributary 2026 test split by content v1", rule.key.as_bytes());
-        SplitPlan::Hashed { key, fraction: rule.test_fraction }
+        let key = |context| blake3::derive_key(context, rule.key.as_bytes());
+        SplitPlan::Hashed {
+            by_content: key("tributary 2026 test split by content v1"),
+            by_group: key("tributary 2026 test split by group v1"),
+            fraction: rule.test_fraction,
+        }
     }
 
     fn read(path: &Path, by_site: bool) -> Result<Self, DataError> {
@@ -414,13 +428,17 @@ impl SplitPlan {
         Ok(SplitPlan::File { path: path.to_path_buf(), sites })
     }
 
-    /// The content hash's word on a row: every cell counts, with its length.
-    fn holds_out(&self, cells: &StringRecord) -> bool {
-        let SplitPlan::Hashed { key, fraction } = self else { return false };
-        let mut hasher = blake3::Hasher::new_keyed(key);
-        for cell in cells {
+    /// The hash's word on a row: its group alone decides, or else its content, where every cell counts.
+    fn holds_out(&self, cells: &StringRecord, group: Option<&str>) -> bool {
+        let SplitPlan::Hashed { by_content, by_group, fraction } = self else { return false };
+        let mut hasher = blake3::Hasher::new_keyed(if group.is_some() { by_group } else { by_content });
+        let mut add = |cell: &str| {
             hasher.update(&(cell.len() as u64).to_le_bytes());
             hasher.update(cell.as_bytes());
+        };
+        match group {
+            Some(group) => add(group),
+            None => cells.iter().for_each(add),
         }
         let mut word = [0; 8];
         hasher.finalize_xof().fill(&mut word);
@@ -488,8 +506,11 @@ fn assemble(
     let mut train = Split::default();
     let mut test = Split::default();
     let mut sites = Vec::new();
-    for table in &tables {
+    // Groups of one name at two sites are two groups.
+    let (mut train_groups, mut test_groups) = (Groups::default(), Groups::default());
+    for (place, table) in tables.iter().enumerate() {
         let (train_rows, test_rows) = plan.halves(table)?;
+        together(table, &train_rows, &test_rows)?;
         if train_rows.is_empty() {
             let site = table.site.as_ref().map(|site| format!("site {site}: ")).unwrap_or_default();
             return Err(file(
@@ -501,9 +522,10 @@ fn assemble(
         let scale = encoder.scale(config, table, &train_features)?;
         let test_features = encoder.rows(table, &test_rows)?;
         let (train_start, test_start) = (train.len(), test.len());
-        for (half, rows, features) in
-            [(&mut train, &train_rows, train_features), (&mut test, &test_rows, test_features)]
-        {
+        for (half, groups, rows, features) in [
+            (&mut train, &mut train_groups, &train_rows, train_features),
+            (&mut test, &mut test_groups, &test_rows, test_features),
+        ] {
             for (row, values) in rows.iter().zip(features.chunks(encoder.width.max(1))) {
                 for (value, (mean, deviation)) in values.iter().zip(&scale) {
                     let value = ((value - mean) / deviation) as f32;
@@ -514,6 +536,7 @@ fn assemble(
                     half.features.push(value);
                 }
                 half.labels.push(row.label);
+                half.groups.extend(row.group.as_deref().map(|group| groups.id((place, group))));
             }
         }
         if let Some(name) = &table.site {
@@ -533,6 +556,21 @@ fn assemble(
         test: Arc::new(test),
         sites: config.sites.is_some().then_some(sites),
     })
+}
+
+/// Refuses a split that tears a group apart.
+fn together(table: &Table, train: &[&Row], test: &[&Row]) -> Result<(), DataError> {
+    let trained: BTreeSet<&str> = train.iter().filter_map(|row| row.group.as_deref()).collect();
+    match test.iter().find(|row| row.group.as_deref().is_some_and(|group| trained.contains(group))) {
+        None => Ok(()),
+        Some(row) => {
+            let group = shown(row.group.as_deref().unwrap_or_default());
+            let problem = format!(
+                "is a test row, but other rows of its group \"{group}\" are for training: keep a group in one half"
+            );
+            Err(record(&table.path, format!("line {}", row.line), problem))
+        }
+    }
 }
 
 /// From rows to feature vectors.

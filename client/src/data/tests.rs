@@ -89,8 +89,9 @@ fn wrong_tables_are_refused_by_key() {
     refused(
         "group",
         at("source = \"idx\"\npath = \"x\"\ngroup = \"patient\""),
-        &["[data] group", "not available yet"],
+        &["[data] group", "\"idx\" does not use it"],
     );
+    refused("group of labels", at("source = \"npz\"\npath = \"x\"\ngroup = \"labels\""), &["[data] group"]);
     refused("no path", at("source = \"idx\""), &["[data] path", "missing"]);
     refused(
         "foreign key",
@@ -349,6 +350,39 @@ fn npz_loads_medmnist_grey_and_colour() {
 }
 
 #[test]
+fn npz_groups_are_arrays_beside_the_images() {
+    let with = |train: Vec<u8>, test: Vec<u8>| {
+        let bytes = npz(&[
+            ("train_images.npy", npy("|u1", "(3, 1, 1)", &[1, 2, 3])),
+            ("train_labels.npy", labels_of(3)),
+            ("train_patient.npy", train),
+            ("test_images.npy", npy("|u1", "(1, 1, 1)", &[4])),
+            ("test_labels.npy", labels_of(1)),
+            ("test_patient.npy", test),
+        ]);
+        read_npz(&format!("{NPZ}\ngroup = \"patient\""), &bytes)
+    };
+    let test = || npy("|u1", "(1,)", &[5]);
+    let dataset = with(npy("<i2", "(3, 1)", &[9, 0, 255, 255, 9, 0]), test()).unwrap();
+    assert_eq!((&dataset.train.groups[..], &dataset.test.groups[..]), (&[0, 1, 0][..], &[0][..]));
+    let torn = with(npy("|u1", "(3,)", &[9, 5, 9]), test());
+    refused("NPZ: group torn apart", torn, &["test_patient.npy, row 0", "one half"]);
+    let short = with(npy("|u1", "(2,)", &[9, 5]), test());
+    refused("NPZ: 2 groups, 3 images", short, &["train_patient.npy holds 2 groups for 3 images"]);
+    let floats = with(npy("<f4", "(3,)", &[0; 12]), test());
+    refused("NPZ: groups of floats", floats, &["train_patient.npy", "groups of float32", "store integers"]);
+    let square = with(npy("|u1", "(3, 2)", &[0; 6]), test());
+    refused("NPZ: groups N×2", square, &["train_patient.npy", "one group per image"]);
+    let bare =
+        npz(&[("train_images.npy", npy("|u1", "(1, 1, 1)", &[1])), ("train_labels.npy", labels_of(1))]);
+    refused(
+        "NPZ: no groups",
+        read_npz(&format!("{NPZ}\ngroup = \"patient\""), &bare),
+        &["no train_patient.npy"],
+    );
+}
+
+#[test]
 fn malformed_npz_is_refused_in_one_line() {
     let images = || npy("|u1", "(2, 2, 2)", &[7; 8]);
     let pair = |what: &str, images: Vec<u8>, labels: Vec<u8>, parts: &[&str]| {
@@ -539,6 +573,53 @@ fn a_hashed_split_depends_on_content_alone() {
     assert!(a.test.len().abs_diff(500) < 97, "{}", a.test.len());
     let other = read_csv("split = { test_fraction = 0.25, key = \"b\" }", &forward).unwrap();
     assert_ne!(sorted(&a), sorted(&other));
+}
+
+#[test]
+fn a_group_is_no_feature_and_falls_on_one_side() {
+    let table = "x,who,y\n1,ann,0\n2,Bob,1\n3,ann,1\n4,7,0\n5,7.0,0\n";
+    let dataset = read_csv("group = \"who\"", table).unwrap();
+    assert_eq!(dataset.example_shape, [1]);
+    assert_eq!((&dataset.train.groups[..], dataset.train.units()), (&[0, 1, 0, 2, 3][..], 4));
+    let plain = read_csv("drop = [\"who\"]", table).unwrap();
+    assert_eq!((plain.train.groups.len(), plain.train.units()), (0, 5));
+    assert_ne!(plain.digest(), dataset.digest());
+
+    // One name at two sites is two groups, as for the two hospitals alone.
+    let sited = "x,who,at,y\n1,7,b,0\n2,7,a,1\n3,8,a,1\n4,7,b,0\n";
+    let dataset = read_csv("group = \"who\"\nsites = { column = \"at\" }", sited).unwrap();
+    assert_eq!(
+        (&dataset.train.features[..], &dataset.train.groups[..]),
+        (&[2.0, 3.0, 1.0, 4.0][..], &[0, 1, 2, 2][..])
+    );
+
+    // A keyed hash of the group alone decides, wherever the group's rows stand.
+    let rows = (0..3000).map(|k| format!("{k},p{},{}\n", k % 700, k % 2));
+    let many: String = std::iter::once("x,who,y\n".to_owned()).chain(rows).collect();
+    let dataset = read_csv("group = \"who\"\nsplit = { test_fraction = 0.25 }", &many).unwrap();
+    assert_eq!(dataset.train.units() + dataset.test.units(), 700);
+    // 175 groups expected; five standard deviations of a binomial are 57.
+    assert!(dataset.test.units().abs_diff(175) < 57, "{}", dataset.test.units());
+    for split in [&dataset.train, &dataset.test] {
+        let mut first = std::collections::BTreeMap::new();
+        for (x, group) in split.features.iter().zip(&split.groups) {
+            assert_eq!(*first.entry(*group).or_insert(*x as u32 % 700), *x as u32 % 700);
+        }
+        assert!(first.keys().copied().eq(0..split.units() as u32), "ids are dense");
+    }
+
+    let label = read_csv("group = \"y\"", table);
+    refused("CSV: group is the label", label, &["[data] group", "cannot be the group's"]);
+    refused("CSV: no group column", read_csv("group = \"z\"", table), &["[data] group", "no column \"z\""]);
+    let dropped = read_csv("group = \"who\"\ndrop = [\"who\"]", table);
+    refused("CSV: group dropped", dropped, &["[data] drop", "the group"]);
+    let unnamed = read_csv("group = \"who\"", "x,who,y\n1,,0\n");
+    refused("CSV: group empty", unnamed, &["line 2", "\"who\" has no value"]);
+    let folder = TempDir::new().unwrap();
+    write(&folder, "table.csv", table.as_bytes());
+    write(&folder, "split.json", br#"{"train": [0, 1], "test": [2, 3, 4]}"#);
+    let torn = load(&config(&format!("{CSV}group = \"who\"\nsplit = \"split.json\"")), folder.path());
+    refused("CSV: group torn apart", torn, &["table.csv, line 4", "group \"ann\"", "one half"]);
 }
 
 #[test]

@@ -97,7 +97,7 @@ fn dropout_drops_what_its_stream_says_in_training_and_nothing_in_evaluation() {
     let shard = blobs(&job.model, 6, 0.5);
     let task = task(job, "a");
     let (layout, network) = (task.job.layout().unwrap(), task.job.model.network().unwrap());
-    let Split { features, labels } = &*shard.examples;
+    let Split { features, labels, .. } = &*shard.examples;
     let mut order = Batches::new(&first_step(&task, &shard), shard.len());
     let order = order.next().to_vec();
     let features: Vec<f32> =
