@@ -7,10 +7,12 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::sync::Arc;
 
-use tributary_common::aggregate::{AggregateError, AggregationRule, Contribution, check_model};
+use tributary_common::aggregate::{
+    AddNoise, AggregateError, AggregationRule, ClientLevel, Contribution, WeightedMean, check_model,
+};
 use tributary_common::digest::Digest;
 use tributary_common::ids::{NodeName, RunId};
-use tributary_common::job::{Job, JobError};
+use tributary_common::job::{Job, JobError, Mechanism, Privacy};
 use tributary_common::model::{Layout, Parameters, from_bytes};
 use tributary_common::record::RunEvent;
 use tributary_common::time::Time;
@@ -42,6 +44,9 @@ pub enum RunError {
         /// Parameters of the job's model.
         expected: usize,
     },
+    /// A rule of one's own does not keep the job's promise.
+    #[error("run {0}: the job's [privacy] needs the coordinator's own aggregation rule, not one of your own")]
+    Rule(RunId),
     /// An upload that was verified can no longer be read.
     #[error("the staged update of {node} cannot be read again: {error}")]
     Staged {
@@ -155,6 +160,33 @@ pub struct Update {
     pub payload: Payload,
 }
 
+/// What makes each round's model of its updates.
+pub enum Rule {
+    /// The rule that the job asks for: the weighted mean, or with `[privacy] mechanism = "gaussian"` a noised sum,
+    /// whose noise is from here.
+    OfTheJob(AddNoise),
+    /// A rule of one's own. A run that may be resumed needs one that keeps nothing from round to round.
+    Own(Box<dyn AggregationRule>),
+}
+
+impl Rule {
+    fn of(self, id: RunId, job: &Job, head: &RunHead) -> Result<Box<dyn AggregationRule>, RunError> {
+        Ok(match (self, noised_here(job)) {
+            (Rule::OfTheJob(noise), Some(privacy)) => {
+                Box::new(ClientLevel::new(job, privacy, head.clip_norm, noise))
+            }
+            (Rule::OfTheJob(_), None) => Box::new(WeightedMean::default()),
+            (Rule::Own(_), Some(_)) => return Err(RunError::Rule(id)),
+            (Rule::Own(rule), None) => rule,
+        })
+    }
+}
+
+/// The job's `[privacy]` table where the coordinator adds the noise.
+fn noised_here(job: &Job) -> Option<&Privacy> {
+    job.privacy.as_ref().filter(|privacy| privacy.mechanism == Mechanism::Gaussian)
+}
+
 /// One run, open in this process. After an error it must be dropped; opening it again resumes it.
 pub struct Run {
     id: RunId,
@@ -176,15 +208,13 @@ impl std::fmt::Debug for Run {
 impl Run {
     /// Opens a stored run: starts it, or resumes it where the store says that it stood.
     ///
-    /// `imposed` replaces the drawing of cohorts by the accepted sets of an earlier run. `rule` makes each round's
-    /// model; a run that may be resumed needs one that keeps nothing from round to round, such as
-    /// [`WeightedMean`](tributary_common::aggregate::WeightedMean).
+    /// `imposed` replaces the drawing of cohorts by the accepted sets of an earlier run.
     pub fn open(
         store: Arc<dyn Store>,
         id: RunId,
         now: Time,
         imposed: Option<ImposedSets>,
-        mut rule: Box<dyn AggregationRule>,
+        rule: Rule,
     ) -> Result<(Self, Vec<Outgoing>), RunError> {
         let StoredRun { job_toml, head, open_attempt, .. } = store.run(id)?;
         let job = Job::parse(&job_toml).map_err(|error| RunError::Job { run: id, error })?;
@@ -193,6 +223,7 @@ impl Run {
         if model.len() != layout.parameters() {
             return Err(RunError::Model { run: id, found: model.len(), expected: layout.parameters() });
         }
+        let mut rule = rule.of(id, &job, &head)?;
         let evaluated = store.evaluations(id)?.iter().any(|record| record.round == head.published);
         let model_bytes = layout.parameters() as u64 * 4;
         let last = store.rounds(id)?.into_iter().rev().find(|record| record.round == head.published);
@@ -280,9 +311,17 @@ impl Run {
         let expected = self.layout.parameters();
         let values =
             payload.into_values(expected).map_err(|error| RunError::Staged { node: node.clone(), error })?;
-        let contribution = values
-            .map_err(|found| AggregateError::WrongLength { expected, found })
-            .and_then(|values| Contribution::new(node.clone(), examples, values, expected));
+        let at_client_level = noised_here(self.job()).is_some();
+        let contribution =
+            values.map_err(|found| AggregateError::WrongLength { expected, found }).and_then(|values| {
+                match Contribution::new(node.clone(), examples, values, expected) {
+                    // A refusal would be on record, and tell what the noise is to hide.
+                    Err(_) if at_client_level => Ok(Contribution::nothing(node.clone(), expected)),
+                    contribution => contribution,
+                }
+            });
+        // Nor may the record hold the digest of what was not noised yet.
+        let digest = digest.filter(|_| !at_client_level);
         let input = match contribution {
             Ok(contribution) => {
                 self.arriving = Some(contribution);
@@ -318,6 +357,7 @@ impl Run {
                     self.perform(now, effects, outgoing)?;
                 }
                 Effect::Commit { record, head } => {
+                    let head = RunHead { clip_norm: self.rule.clip_norm(), ..head };
                     self.store.commit_round(self.id, &record, &head)?;
                     self.store.collect_garbage()?;
                 }

@@ -227,7 +227,9 @@ async fn one_stream(
                     Err(status) => return refused(status),
                 };
                 match message.message {
-                    None | Some(FromCoordinator::Heartbeat(_)) => {} // None: of a later version
+                    // None: of a later version.
+                    None | Some(FromCoordinator::Heartbeat(_)) => {}
+                    Some(FromCoordinator::KnownHead(_) | FromCoordinator::LedgerHead(_) | FromCoordinator::RunOver(_)) => {}
                     Some(FromCoordinator::Goodbye(goodbye)) => return farewell(&goodbye),
                     Some(message) => {
                         let input = match read(message, Clock.now()) {
@@ -329,7 +331,11 @@ pub fn read(message: FromCoordinator, now: Time) -> Result<Input, WireError> {
             model: tributary_proto::digest("model", &evaluate.model)?,
         },
         FromCoordinator::Welcome(_) => return Err(WireError::new("welcome", "came twice")),
-        FromCoordinator::Heartbeat(_) | FromCoordinator::Goodbye(_) => {
+        FromCoordinator::Heartbeat(_)
+        | FromCoordinator::Goodbye(_)
+        | FromCoordinator::KnownHead(_)
+        | FromCoordinator::LedgerHead(_)
+        | FromCoordinator::RunOver(_) => {
             return Err(WireError::new("message", "is not one for the machine"));
         }
     })

@@ -226,6 +226,7 @@ async fn take(
                 report.metrics.as_ref().map(tributary_proto::metrics).transpose()?.unwrap_or_default();
             Ok(core.driver.evaluated(connection, RunId(report.run), report.round, metrics).await?)
         }
+        Some(FromPeer::LedgerHead(_)) => Ok(()),
         Some(FromPeer::Hello(_)) => Err(Status::invalid_argument("a control stream has one Hello").into()),
         None => Err(Status::invalid_argument("a message of an unknown kind").into()),
     }

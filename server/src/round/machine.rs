@@ -482,7 +482,13 @@ impl RoundMachine {
         let (round, number) = (attempt.round, attempt.attempt);
         match &outcome {
             Ok(model) => {
-                self.head = RunHead { published: round, attempt: 1, model: *model, state: RunState::Running };
+                self.head = RunHead {
+                    published: round,
+                    attempt: 1,
+                    model: *model,
+                    state: RunState::Running,
+                    clip_norm: None,
+                };
             }
             Err(Abandonment::Stopped) => self.head.state = RunState::Stopped,
             Err(reason) if number >= self.job.cohort.attempts => {
