@@ -9,6 +9,7 @@ pub mod digest;
 pub mod document;
 pub mod ids;
 pub mod job;
+pub mod ledger;
 pub mod limits;
 pub mod model;
 pub mod privacy;
