@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use tributary_common::digest::Digest;
 use tributary_common::ids::RunId;
-use tributary_common::job::{Job, MetricsRelease, Privacy};
+use tributary_common::job::Job;
 use tributary_common::model::Parameters;
+use tributary_common::privacy::release::{Protection, Release};
 use tributary_common::record::{Metrics, Reason};
 use tributary_common::time::Time;
 
@@ -513,8 +514,7 @@ impl NodeMachine {
         let invited = self.profile.role == Role::Evaluator || job.evaluation.federated;
         let due = round <= job.rounds && job.evaluates(round);
         let fits = self.profile.check(job, self.examples).is_ok();
-        let noised = |privacy: &Privacy| privacy.metrics == MetricsRelease::Noised;
-        let may_tell = self.profile.public_test || job.privacy.as_ref().is_none_or(noised);
+        let may_tell = Release::Metrics.protection(job, self.profile.public_test) != Protection::Withheld;
         self.until.is_none() && invited && due && fits && may_tell && self.examples.test > 0
     }
 

@@ -11,8 +11,8 @@ const AUTOMATIC_GAMMA: f64 = 0.01;
 /// Adaptive clipping keeps the clip norm within these.
 const CLIP_NORMS: (f64, f64) = (1e-6, 1e6);
 
-/// Adds independent Gaussian noise of a standard deviation to each value; secret, and hardened where that matters.
-pub type AddNoise = Box<dyn FnMut(&mut [f64], f64) + Send>;
+/// Adds independent Gaussian noise of a standard deviation to each value, or says in one line why it cannot.
+pub type AddNoise = Box<dyn FnMut(&mut [f64], f64) -> Result<(), String> + Send>;
 
 /// DP-FedAvg with a fixed denominator: `model + (Σ clipped delta + N(0, (zC)²)) / [cohort] size`
 /// (McMahan et al. 2018, algorithm 1, every client weighing one), with adaptive clipping if the job says so
@@ -102,11 +102,11 @@ impl AggregationRule for ClientLevel {
         let multiplier =
             self.adaptive.map_or(self.privacy.noise_multiplier, |adaptive| adaptive.sum_noise_multiplier);
         let mut sum: Vec<f64> = self.sum.sums().collect();
-        (self.add_noise)(&mut sum, multiplier * self.clip_norm);
+        (self.add_noise)(&mut sum, multiplier * self.clip_norm).map_err(AggregateError::Rule)?;
         if let Some(adaptive) = &self.adaptive {
             // Each client's bit is centred: it moves the count by at most a half.
             let mut count = [f64::from(self.within) - 0.5 * f64::from(self.sum.updates())];
-            (self.add_noise)(&mut count, adaptive.count_noise);
+            (self.add_noise)(&mut count, adaptive.count_noise).map_err(AggregateError::Rule)?;
             let fraction = 0.5 + count.iter().sum::<f64>() / self.expected;
             let step = (-adaptive.learning_rate * (fraction - adaptive.target_quantile)).exp();
             self.clip_norm = (self.clip_norm * step).clamp(CLIP_NORMS.0, CLIP_NORMS.1);
@@ -141,6 +141,7 @@ mod tests {
         let add = move |values: &mut [f64], deviation: f64| {
             calls.fetch_add(1, Ordering::Relaxed);
             values.iter_mut().for_each(|value| *value += deviation);
+            Ok(())
         };
         ClientLevel::new(&job, job.privacy.as_ref().unwrap(), None, Box::new(add))
     }
@@ -186,6 +187,15 @@ mod tests {
         }
     }
 
+    #[test]
+    fn without_noise_there_is_no_model() {
+        let job = Job::parse(JOB).unwrap();
+        let none = Box::new(|_: &mut [f64], _: f64| Err("no random bytes".to_owned()));
+        let mut rule = ClientLevel::new(&job, job.privacy.as_ref().unwrap(), None, none);
+        rule.begin(1, 4);
+        assert!(rule.finish(&[0.0; 4]).unwrap_err().to_string().contains("no random bytes"));
+    }
+
     /// Pitfall 9: the count of norms is noised with the sensitivity of a centred bit, and paid for.
     #[test]
     fn an_adaptive_clip_norm_follows_the_noised_count_and_survives_a_restart() {
@@ -203,8 +213,8 @@ mod tests {
         assert!((rule.clip_norm().unwrap() - expected).abs() < 1e-12);
         let job = Job::parse(&format!("{JOB}clipping = 'adaptive'\ncount_noise = 4.0\n")).unwrap();
         let privacy = job.privacy.clone().unwrap();
-        let again = ClientLevel::new(&job, &privacy, rule.clip_norm(), Box::new(|_, _| {}));
+        let again = ClientLevel::new(&job, &privacy, rule.clip_norm(), Box::new(|_, _| Ok(())));
         assert_eq!(again.clip_norm(), rule.clip_norm());
-        assert_eq!(ClientLevel::new(&job, &privacy, None, Box::new(|_, _| {})).clip_norm(), Some(5.0));
+        assert_eq!(ClientLevel::new(&job, &privacy, None, Box::new(|_, _| Ok(()))).clip_norm(), Some(5.0));
     }
 }

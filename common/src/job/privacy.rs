@@ -232,8 +232,11 @@ impl Privacy {
             (MetricsRelease::Noised, _) if self.unit == PrivacyUnit::Client => {
                 return invalid("metrics = \"noised\" counts examples: it needs unit = \"example\"".into());
             }
-            (MetricsRelease::Noised, _) if !job.evaluation.federated => {
-                return invalid("metrics = \"noised\" needs [evaluation] federated = true".into());
+            (MetricsRelease::Noised, _) if !job.evaluation.federated || job.evaluation.every_rounds != 1 => {
+                // Every round costs the same, so that a node can set a job's whole cost aside.
+                return invalid(
+                    "metrics = \"noised\" needs [evaluation] federated = true and every_rounds = 1".into(),
+                );
             }
             (MetricsRelease::None, _) | (MetricsRelease::Noised, _) => {}
         }
@@ -252,11 +255,11 @@ impl Privacy {
 }
 
 impl Job {
-    /// What one unit's data cost in `round` (from 1): public, and the same whatever the data are. Empty without
-    /// `[privacy]`.
+    /// What one round does to one unit's data: public, and the same in every round whatever the data are. Empty
+    /// without `[privacy]`.
     ///
     /// A client may be in every round, and cohorts are not secret: amplification by sampling clients is not claimed.
-    pub fn events(&self, round: u32) -> Vec<Event> {
+    pub fn round_events(&self) -> Vec<Event> {
         let Some(privacy) = &self.privacy else { return Vec::new() };
         let noise = match privacy.sampler {
             Sampler::Gaussian => Noise::Gaussian,
@@ -272,29 +275,20 @@ impl Job {
         let sensitivity = if privacy.clipping == Clipping::Adaptive { 1.0 } else { privacy.clip_norm };
         let noise_standard_deviation = privacy.noise_multiplier * sensitivity;
         let mut events = vec![Event { noise, sampling_rate, sensitivity, noise_standard_deviation, count }];
-        if let Some(standard_deviation) = privacy.metrics_noise
-            && self.evaluates(round)
-        {
-            events.push(Event {
-                noise: Noise::DiscreteGaussian,
-                sampling_rate: 1.0,
-                sensitivity: 1.0,
-                noise_standard_deviation: standard_deviation,
-                count: 1,
-            });
-        }
+        // One example changes one confusion count by one.
+        events.extend(privacy.metrics_noise.map(|noise_standard_deviation| Event {
+            noise: Noise::DiscreteGaussian,
+            sampling_rate: 1.0,
+            sensitivity: 1.0,
+            noise_standard_deviation,
+            count: 1,
+        }));
         events
     }
 
-    /// What one unit's data cost in all rounds, equal mechanisms together.
-    pub fn all_events(&self) -> Vec<Event> {
-        let mut all: Vec<Event> = Vec::new();
-        for event in (1..=self.rounds).flat_map(|round| self.events(round)) {
-            match all.iter_mut().find(|known| known.times(0) == event.times(0)) {
-                Some(known) => known.count = known.count.saturating_add(event.count),
-                None => all.push(event),
-            }
-        }
-        all
+    /// What `rounds` rounds do to one unit's data.
+    pub fn events(&self, rounds: u32) -> Vec<Event> {
+        let times = |event: Event| event.times(event.count.saturating_mul(u64::from(rounds)));
+        self.round_events().into_iter().map(times).collect()
     }
 }

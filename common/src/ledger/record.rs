@@ -519,9 +519,8 @@ impl Body {
     pub fn check(&self) -> Result<(), &'static str> {
         let positive = |value: f64| value.is_finite() && value > 0.0;
         let delta_is_sound = |delta: f64| positive(delta) && delta < 1.0;
-        let claim_is_sound = |claim: &Claim| {
-            claim.epsilon.is_finite() && claim.epsilon >= 0.0 && delta_is_sound(claim.delta)
-        };
+        let claim_is_sound =
+            |claim: &Claim| claim.epsilon.is_finite() && claim.epsilon >= 0.0 && delta_is_sound(claim.delta);
         let sound = |holds: bool, problem| if holds { Ok(()) } else { Err(problem) };
         let cost = |rho: f64| sound(rho.is_finite() && rho >= 0.0, "rho is not a finite number from 0");
         let line = |text: &str| {
@@ -833,11 +832,22 @@ mod tests {
         assert_eq!(forge(&text).unwrap(), record);
         assert_eq!(forge(&text.replace("\"hour\":1,", "\"hour\":1, ")), Err(RecordError::NotCanonical));
         assert_eq!(forge(&text.replace("0.00001", "1e-5")), Err(RecordError::NotCanonical));
-        assert!(matches!(forge(&text.replace("\"hour\":1,", "\"hour\":1,\"n\":2,")), Err(RecordError::Form(_))));
-        assert!(matches!(forge(&text.replace("\"delta\":0.00001", "\"delta\":1.5")), Err(RecordError::Value(_))));
-        for (rate, deviation, count) in
-            [(0.0, 1.0, 1), (1.5, 1.0, 1), (f64::NAN, 1.0, 1), (0.5, -1.0, 1), (0.5, f64::INFINITY, 1), (0.5, 1.0, 0)]
-        {
+        assert!(matches!(
+            forge(&text.replace("\"hour\":1,", "\"hour\":1,\"n\":2,")),
+            Err(RecordError::Form(_))
+        ));
+        assert!(matches!(
+            forge(&text.replace("\"delta\":0.00001", "\"delta\":1.5")),
+            Err(RecordError::Value(_))
+        ));
+        for (rate, deviation, count) in [
+            (0.0, 1.0, 1),
+            (1.5, 1.0, 1),
+            (f64::NAN, 1.0, 1),
+            (0.5, -1.0, 1),
+            (0.5, f64::INFINITY, 1),
+            (0.5, 1.0, 0),
+        ] {
             let body = reserved(1e-5, vec![Event::gaussian(rate, deviation, count)]);
             assert!(Record::seal(None, Hour(1), Hex([7; 16]), body).is_err(), "{rate} {deviation} {count}");
         }

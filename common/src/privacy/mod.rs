@@ -1,8 +1,9 @@
 //! Differential privacy: what a mechanism is and what it costs. No clock, no file, no secret of its own.
 //!
-//! [`mechanism`] names what is done to data, [`accounting`] says what it costs.
+//! [`mechanism`] names what is done to data, [`accounting`] says what it costs, [`release`] lists what leaves a node.
 
 pub mod accounting;
 pub mod mechanism;
+pub mod release;
 
 pub use mechanism::{Adjacency, Event, Noise, Unit};

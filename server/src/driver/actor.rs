@@ -308,8 +308,8 @@ impl Actor {
                 self.store.set_state(id, &RunState::Running)?;
             }
             let now = self.clock.now();
-            // Not there yet: a model of such noise is never published.
-            let rule = Rule::OfTheJob(Box::new(|values, _| values.fill(f64::NAN)));
+            let rule =
+                Rule::OfTheJob(Box::new(|_, _| Err("noise at the coordinator is not there yet".into())));
             let (mut run, mut outgoing) = match Run::open(self.store.clone(), id, now, None, rule) {
                 Ok(opened) => opened,
                 Err(error @ RunError::Job { .. }) => {

@@ -78,7 +78,7 @@ fn submitted_as(job: &str) -> Arc<dyn Store> {
 }
 
 fn mean() -> Rule {
-    Rule::OfTheJob(Box::new(|_, _| {}))
+    Rule::OfTheJob(Box::new(|_, _| Ok(())))
 }
 
 fn open(store: &Arc<dyn Store>) -> Run {
@@ -290,6 +290,7 @@ fn with_client_level_privacy_the_record_is_the_same_whatever_a_client_sends() {
         let rule = Rule::OfTheJob(Box::new(|values, deviation| {
             assert_eq!(deviation, 2.0);
             values.iter_mut().for_each(|value| *value += 0.25);
+            Ok(())
         }));
         let (mut run, _) = Run::open(Arc::clone(&store), ID, Time(1000), None, rule).unwrap();
         for index in 0..3 {

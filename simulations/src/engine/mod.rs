@@ -240,8 +240,8 @@ pub fn simulate(
     store.create_run(RUN, &scenario.job.to_toml()?, digest, Time(0))?;
     let workers = settings.workers.max(1);
     let pool = Pool::start(workers, &settings.trainer)?;
-    // Not there yet: a model of such noise is never published.
-    let of_the_job = || Rule::OfTheJob(Box::new(|values: &mut [f64], _| values.fill(f64::NAN)));
+    let of_the_job =
+        || Rule::OfTheJob(Box::new(|_, _| Err("noise at the coordinator is not there yet".into())));
     let rule = settings.rule.map_or_else(of_the_job, Rule::Own);
     let (run, outgoing) = Run::open(store, RUN, Time(0), settings.imposed, rule)?;
 
