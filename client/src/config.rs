@@ -3,9 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use tributary_common::digest::Digest;
 use tributary_common::document::{self, DocumentError, Schema};
+use tributary_common::model::to_bytes;
 
-use crate::data::{self, DataConfig, DataError, Dataset};
+use crate::account::{self, AccountConfig};
+use crate::data::{self, DataConfig, DataError, Dataset, Split};
 use crate::machine::{ExampleCounts, Profile, Role};
 use crate::partition::{self, PartitionConfig, PartitionError, Population, Scheme};
 use crate::policy::{self, Policy};
@@ -103,6 +106,9 @@ pub struct NodeConfig {
     /// What the node allows.
     #[serde(default)]
     pub policy: Policy,
+    /// What its data may spend.
+    #[serde(default)]
+    pub account: AccountConfig,
 }
 
 fn here() -> PathBuf {
@@ -114,7 +120,9 @@ fn default_drain_seconds() -> u32 {
 
 const SCHEMA: Schema = Schema {
     keys: &["server", "dir", "role", "drain_seconds"],
-    tables: &[("data", Some(&data::SCHEMA)), ("share", Some(&SHARE)), ("policy", Some(&policy::SCHEMA))],
+    tables: &[("data", Some(&data::SCHEMA)), ("share", Some(&SHARE)), ("policy", Some(&policy::SCHEMA)),
+        ("account", Some(&account::SCHEMA)),
+    ],
 };
 const SHARE: Schema = Schema {
     keys: &[
@@ -144,6 +152,29 @@ pub struct NodeData {
     pub train: Shard,
     /// To evaluate on: the held-out set of an evaluator.
     pub test: Shard,
+}
+
+impl NodeData {
+    /// Whether all rows of a person are one unit of privacy.
+    pub fn is_grouped(&self) -> bool {
+        !self.train.examples.groups.is_empty() || !self.test.examples.groups.is_empty()
+    }
+
+    /// Digest of all examples, for the commitment in the node's own ledger.
+    pub fn digest(&self) -> Digest {
+        let mut hasher = blake3::Hasher::new_derive_key("tributary 2026 data set v1");
+        for shard in [&self.train, &self.test] {
+            let Split { features, labels, groups } = &*shard.examples;
+            for part in features.chunks(1 << 14) {
+                hasher.update(&to_bytes(part));
+            }
+            labels.iter().for_each(|label| drop(hasher.update(&label.to_le_bytes())));
+            groups.iter().for_each(|group| drop(hasher.update(&group.to_le_bytes())));
+            shard.indices.iter().for_each(|index| drop(hasher.update(&index.to_le_bytes())));
+            hasher.update(&[0xff]);
+        }
+        hasher.finalize().into()
+    }
 }
 
 impl NodeConfig {
@@ -185,6 +216,7 @@ impl NodeConfig {
             let message = format!("server = {:?}: write https://HOST:PORT", config.server);
             return Err(DocumentError::Value(message));
         }
+        config.account.check().map_err(DocumentError::Value)?;
         if config.drain_seconds > 3600 {
             let message = format!("drain_seconds = {}: 0 to 3600 are possible", config.drain_seconds);
             return Err(DocumentError::Value(message));

@@ -281,6 +281,8 @@ pub enum Effect {
         key: RoundKey,
         /// The model that it changes.
         model: Digest,
+        /// Whether its job has `[privacy]`.
+        private: bool,
     },
     /// Send stored bytes, over broken links too, in place of any others that are being sent. Answer with
     /// [`Input::UploadDone`] or [`Input::UploadRefused`].

@@ -133,6 +133,11 @@ impl NodeMachine {
         waiting && self.computing.is_none() && self.evaluation.is_none()
     }
 
+    /// Whether the operator declared the test examples public.
+    pub fn public_test(&self) -> bool {
+        self.profile.public_test
+    }
+
     /// Takes one input and returns what must be done about it.
     pub fn step(&mut self, now: Time, input: Input) -> Vec<Effect> {
         let mut effects = Vec::new();
@@ -432,7 +437,8 @@ impl NodeMachine {
                 self.computing = Some(Computing { what: Computation::Storing, key, cancelled: false });
                 let (RoundKey { run, round }, loss) = (key, trained.loss);
                 effects.push(Effect::Event(NodeEvent::Trained { run, round, loss }));
-                effects.push(Effect::Store { key, model: work.model });
+                let private = work.job.privacy.is_some();
+                effects.push(Effect::Store { key, model: work.model, private });
             }
         }
     }

@@ -602,13 +602,13 @@ impl Simulation<'_> {
                 self.backlog.cancel(tickets);
                 Input::Trained { key, result: Err(training_failed("cancelled".into())) }
             }
-            Effect::Store { key, model } => {
+            Effect::Store { key, model, private } => {
                 let Some(update) = self.nodes.get(&index).and_then(|node| node.update.as_ref()) else {
                     return;
                 };
                 let bytes = update.delta.len() as u64 * 4;
                 let digest = self.wire.is_some().then(|| model::digest(&update.delta));
-                let (examples, private) = (update.examples, self.job.privacy.is_some());
+                let examples = update.examples;
                 let kept = Kept { model, digest, bytes, examples, private, stored: self.now };
                 Input::Stored { key, result: Ok(kept) }
             }
