@@ -17,6 +17,7 @@ use tributary_common::digest::Digest;
 use tributary_common::ids::NodeName;
 use tributary_common::job::Job;
 use tributary_common::model::Parameters;
+use tributary_common::privacy::counts;
 use tributary_common::privacy::release::{Protection, Release};
 use tributary_common::record::{Metrics, Reason};
 use tributary_common::time::{Clock, Time};
@@ -166,9 +167,7 @@ async fn serve(
     let kept = sealed(&mut account, &folder, folder.outbox()?)?;
     let machine = NodeMachine::new(Arc::new(config.profile(&data)), data.counts(), kept);
     let (sender, mut results) = mpsc::channel(QUEUE);
-    let declared_examples = config.data.declared_examples;
-    let worker =
-        Worker::start(credentials.node.clone(), data, declared_examples, options.trainer, sender.clone())?;
+    let worker = Worker::start(credentials.node.clone(), data, options.trainer, sender.clone())?;
     let mut link = Link::open(dialer.clone(), Greeting::new(credentials.node.clone(), config.role));
     let mut node = Node {
         machine,
@@ -470,7 +469,8 @@ impl Node {
             return Ok(kept);
         }
         let deviation = deviation.ok_or_else(|| failed("the job gives no metrics_noise".into()))?;
-        let noised = metrics.noised(deviation).map_err(|error| failed(error.to_string()))?;
+        let noised = counts::noised(&metrics, job.model.classes, deviation);
+        let noised = noised.map_err(|error| failed(error.to_string()))?;
         self.folder.keep_metrics(key, &noised).map_err(|error| failed(error.to_string()))?;
         self.account.seal_metrics(key, &noised.to_json(), Clock.now()).map_err(failed)?;
         Ok(noised)
@@ -567,7 +567,6 @@ impl Worker {
     fn start(
         client: NodeName,
         data: NodeData,
-        declared_examples: Option<u64>,
         kind: TrainerKind,
         results: mpsc::Sender<Outcome>,
     ) -> Result<Self, NodeError> {
@@ -580,7 +579,7 @@ impl Worker {
                 TrainerKind::Arithmetic => Box::new(ArithmeticTrainer),
             };
             for command in queue {
-                let outcome = carry_out(trainer.as_mut(), &client, &data, declared_examples, command, &stop);
+                let outcome = carry_out(trainer.as_mut(), &client, &data, command, &stop);
                 if results.blocking_send(outcome).is_err() {
                     return;
                 }
@@ -619,7 +618,6 @@ fn carry_out(
     trainer: &mut dyn Trainer,
     client: &NodeName,
     data: &NodeData,
-    declared_examples: Option<u64>,
     command: Command,
     stop: &AtomicBool,
 ) -> Outcome {
@@ -630,7 +628,7 @@ fn carry_out(
                 round: key.round,
                 client: client.clone(),
                 model,
-                declared_examples,
+                declared_examples: data.declared_examples,
                 max_steps: None,
             };
             match trainer.train(&task, &data.train, stop) {

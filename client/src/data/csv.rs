@@ -69,10 +69,14 @@ struct Schema {
     site: Option<usize>,
     /// The column that names the unit of privacy.
     group: Option<usize>,
+    /// The column by which the split tells rows apart, where there are no groups.
+    id: Option<usize>,
     /// Columns that become one feature each, in the file's order.
     numeric: Vec<usize>,
     /// Columns that become one feature per category, in the file's order.
     one_hot: Vec<usize>,
+    /// What stands in for a missing value, by column.
+    constants: BTreeMap<usize, String>,
     /// `label_rule`'s values.
     label_values: Vec<Category>,
 }
@@ -110,12 +114,17 @@ impl Schema {
         if group.is_some_and(|column| !used.insert(column)) {
             return Err(config_error("group", "the label's or the site's column cannot be the group's too"));
         }
+        let id = match &config.split {
+            Some(SplitRule::Hashed(HashedSplit { id: Some(name), .. })) => Some(find("split", name)?),
+            _ => None,
+        };
+        if id.is_some_and(|column| !used.insert(column)) {
+            return Err(config_error("split", "the label's or the site's column cannot be the id too"));
+        }
         for name in &config.drop {
             if !used.insert(find("drop", name)?) {
-                return Err(config_error(
-                    "drop",
-                    format!("column \"{name}\" is the label, the site, the group, or here twice"),
-                ));
+                let problem = format!("column \"{name}\" is the label, site, group or id, or here twice");
+                return Err(config_error("drop", problem));
             }
         }
         let hot_names: Vec<&String> = match &config.one_hot {
@@ -128,7 +137,7 @@ impl Schema {
             let place = find("one_hot", name)?;
             if !used.insert(place) {
                 let problem =
-                    format!("column \"{name}\" is the label, the site, the group, dropped, or here twice");
+                    format!("column \"{name}\" is the label, site, group or id, dropped, or here twice");
                 return Err(config_error("one_hot", problem));
             }
             one_hot.insert(place);
@@ -144,6 +153,28 @@ impl Schema {
                 }
             }
         }
+        let mut constants = BTreeMap::new();
+        for (name, value) in &config.missing_value {
+            let (column, cell) = (find("missing_value", name)?, value.cell());
+            let refuse =
+                |problem: &str| config_error("missing_value", format!("column \"{name}\" {problem}"));
+            if one_hot.contains(&column) {
+                if let Some(OneHot::Declared(columns)) = &config.one_hot
+                    && !columns
+                        .get(name)
+                        .into_iter()
+                        .flatten()
+                        .any(|known| Category::of(known) == Category::of(&cell))
+                {
+                    return Err(refuse("needs one of its categories in one_hot"));
+                }
+            } else if !numeric.contains(&column) {
+                return Err(refuse("is not a feature"));
+            } else if !cell.parse::<f64>().is_ok_and(|number| (number as f32).is_finite()) {
+                return Err(refuse("needs a finite number"));
+            }
+            constants.insert(column, cell);
+        }
         if numeric.is_empty() && one_hot.is_empty() {
             return Err(file(path, "has no feature column besides the label: check `drop` and `delimiter`"));
         }
@@ -154,7 +185,8 @@ impl Schema {
         if label_values.iter().collect::<BTreeSet<_>>().len() != label_values.len() {
             return Err(config_error("label_rule", "lists a value twice"));
         }
-        Ok(Self { label, site, group, numeric, one_hot: one_hot.into_iter().collect(), label_values, names })
+        let one_hot = one_hot.into_iter().collect();
+        Ok(Self { label, site, group, id, numeric, one_hot, constants, label_values, names })
     }
 
     fn name(&self, column: usize) -> &str {
@@ -204,7 +236,7 @@ struct Row {
     label: i64,
     /// The group's cell.
     group: Option<Box<str>>,
-    /// Whether the hash of the group, or else of the content, makes it a test row.
+    /// Whether the hash of the group, the id, or else the content makes it a test row.
     hashed_test: bool,
 }
 
@@ -305,18 +337,22 @@ fn parse(
     split: &SplitPlan,
     cells: &StringRecord,
 ) -> Result<Option<Row>, String> {
-    let cell = |column: usize| cells.get(column).unwrap_or_default();
-    let missing = |column: usize| {
-        let cell = cell(column);
-        cell.is_empty() || config.missing.as_deref().is_some_and(|mark| mark.trim() == cell)
+    let missing =
+        |cell: &str| cell.is_empty() || config.missing.as_deref().is_some_and(|mark| mark.trim() == cell);
+    // A missing value is its column's constant, if there is one.
+    let cell = |column: usize| {
+        let cell = cells.get(column).unwrap_or_default();
+        schema.constants.get(&column).map(String::as_str).filter(|_| missing(cell)).unwrap_or(cell)
     };
-    let kept = schema.numeric.iter().chain(&schema.one_hot).chain([&schema.label]).chain(&schema.group);
-    if let Some(column) = kept.copied().find(|column| missing(*column)) {
+    let others = [Some(&schema.label), schema.group.as_ref(), schema.id.as_ref()].into_iter().flatten();
+    let mut kept = schema.numeric.iter().chain(&schema.one_hot).chain(others).copied();
+    if let Some(column) = kept.find(|column| !schema.constants.contains_key(column) && missing(cell(*column)))
+    {
         if config.missing_rows == Some(MissingRows::Drop) {
             return Ok(None);
         }
         return Err(format!(
-            "column \"{}\" has no value; set missing_rows = \"drop\", or drop the column",
+            "column \"{}\" has no value; set missing_rows = \"drop\", give missing_value, or drop the column",
             shown(schema.name(column))
         ));
     }
@@ -373,7 +409,7 @@ fn parse(
         categories: schema.one_hot.iter().map(|column| Category::of(cell(*column))).collect(),
         label,
         group: schema.group.map(|column| cell(column).into()),
-        hashed_test: split.holds_out(cells, schema.group.map(cell)),
+        hashed_test: split.holds_out(cells, schema.group.or(schema.id).map(cell)),
     }))
 }
 
@@ -381,7 +417,7 @@ fn parse(
 enum SplitPlan {
     None,
     File { path: PathBuf, sites: BTreeMap<Option<String>, Halves> },
-    Hashed { by_content: [u8; 32], by_group: [u8; 32], fraction: f64 },
+    Hashed { by_content: [u8; 32], by_id: [u8; 32], fraction: f64 },
 }
 
 #[derive(Debug, Deserialize)]
@@ -396,7 +432,7 @@ impl SplitPlan {
         let key = |context| blake3::derive_key(context, rule.key.as_bytes());
         SplitPlan::Hashed {
             by_content: key("tributary 2026 test split by content v1"),
-            by_group: key("tributary 2026 test split by group v1"),
+            by_id: key("tributary 2026 test split by id v1"),
             fraction: rule.test_fraction,
         }
     }
@@ -428,16 +464,16 @@ impl SplitPlan {
         Ok(SplitPlan::File { path: path.to_path_buf(), sites })
     }
 
-    /// The hash's word on a row: its group alone decides, or else its content, where every cell counts.
-    fn holds_out(&self, cells: &StringRecord, group: Option<&str>) -> bool {
-        let SplitPlan::Hashed { by_content, by_group, fraction } = self else { return false };
-        let mut hasher = blake3::Hasher::new_keyed(if group.is_some() { by_group } else { by_content });
+    /// The hash's word on a row: its group or id alone decides, or else its content, where every cell counts.
+    fn holds_out(&self, cells: &StringRecord, id: Option<&str>) -> bool {
+        let SplitPlan::Hashed { by_content, by_id, fraction } = self else { return false };
+        let mut hasher = blake3::Hasher::new_keyed(if id.is_some() { by_id } else { by_content });
         let mut add = |cell: &str| {
             hasher.update(&(cell.len() as u64).to_le_bytes());
             hasher.update(cell.as_bytes());
         };
-        match group {
-            Some(group) => add(group),
+        match id {
+            Some(id) => add(id),
             None => cells.iter().for_each(add),
         }
         let mut word = [0; 8];
@@ -518,9 +554,9 @@ fn assemble(
                 format!("{site}no training row is left: check `split` and `missing_rows`"),
             ));
         }
-        let train_features = encoder.rows(table, &train_rows)?;
+        let train_features = encoder.rows(table, &train_rows);
         let scale = encoder.scale(config, table, &train_features)?;
-        let test_features = encoder.rows(table, &test_rows)?;
+        let test_features = encoder.rows(table, &test_rows);
         let (train_start, test_start) = (train.len(), test.len());
         for (half, groups, rows, features) in [
             (&mut train, &mut train_groups, &train_rows, train_features),
@@ -620,24 +656,27 @@ impl<'a> Encoder<'a> {
         Ok(Self { schema, categories, skipped, width })
     }
 
-    /// The rows' features, rows × width.
-    fn rows(&self, table: &Table, rows: &[&Row]) -> Result<Vec<f64>, DataError> {
+    /// The rows' features, rows × width. A value that is no category of its column has zeros there, so that one
+    /// row of a kind never seen before stops nobody; the log counts them.
+    fn rows(&self, table: &Table, rows: &[&Row]) -> Vec<f64> {
+        let mut unknown = vec![0usize; self.categories.len()];
         let mut features = Vec::with_capacity(rows.len().saturating_mul(self.width));
         for row in rows {
             features.extend(&row.numeric);
-            for ((value, known), column) in
-                row.categories.iter().zip(&self.categories).zip(&self.schema.one_hot)
-            {
-                let place = known.iter().position(|category| category == value).ok_or_else(|| {
-                    let name = shown(self.schema.name(*column));
-                    let problem =
-                        format!("column \"{name}\" holds an undeclared category: add it to one_hot");
-                    record(&table.path, format!("line {}", row.line), problem)
-                })?;
-                features.extend((self.skipped..known.len()).map(|k| f64::from(u8::from(k == place))));
+            for ((value, known), unknown) in row.categories.iter().zip(&self.categories).zip(&mut unknown) {
+                let place = known.iter().position(|category| category == value);
+                *unknown += usize::from(place.is_none());
+                features.extend((self.skipped..known.len()).map(|k| f64::from(u8::from(Some(k) == place))));
             }
         }
-        Ok(features)
+        for (column, rows) in self.schema.one_hot.iter().zip(unknown).filter(|(_, rows)| *rows > 0) {
+            tracing::warn!(
+                "{}: {rows} rows have a value of column \"{}\" that one_hot does not list: they have no category there",
+                table.path.display(),
+                shown(self.schema.name(*column)),
+            );
+        }
+        features
     }
 
     /// What each feature is lessened and then divided by.

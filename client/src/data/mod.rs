@@ -37,8 +37,8 @@ use tributary_common::digest::Digest;
 use tributary_common::ids::NodeName;
 
 pub use config::{
-    BinaryRule, DataConfig, HashedSplit, HeldOut, LabelRule, MissingRows, OneHot, PerChannel, Positive,
-    SCHEMA, SiteColumn, Sites, Source, SplitRule, Standardise,
+    BinaryRule, CellValue, DataConfig, DeclaredExamples, Fitted, HashedSplit, HeldOut, LabelRule,
+    MissingRows, OneHot, PerChannel, Positive, SCHEMA, SiteColumn, Sites, Source, SplitRule, Standardise,
 };
 
 /// Most values (examples × values per example) of one half of a data set: 16 GiB of `f32`.

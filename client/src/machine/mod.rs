@@ -32,7 +32,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use tributary_common::digest::Digest;
 use tributary_common::ids::RunId;
-use tributary_common::job::{Job, PrivacyUnit};
+use tributary_common::job::{Job, MetricsRelease, Privacy, PrivacyUnit};
 use tributary_common::model::Parameters;
 use tributary_common::record::{Metrics, Reason};
 use tributary_common::time::Time;
@@ -59,6 +59,10 @@ pub struct Profile {
     pub public_test: bool,
     /// What the operator declared as the number of training examples, once and rounded.
     pub declared_examples: Option<u64>,
+    /// What its `[data]` fits to the data, each in one line that says what to write instead.
+    pub fitted: Vec<String>,
+    /// Whether all rows of a person are one unit of privacy.
+    pub grouped: bool,
     /// Longest time from [`Input::Shutdown`] to [`Effect::Exit`].
     pub drain_seconds: u32,
 }
@@ -422,6 +426,17 @@ impl Profile {
             return unfit(
                 "with [privacy] the node's [data] must give declared_examples, a rounded number".into(),
             );
+        }
+        if self.role == Role::Trainer
+            && example_level
+            && let Some(fitted) = self.fitted.first()
+        {
+            return unfit(fitted.clone());
+        }
+        let noised = |privacy: &Privacy| privacy.metrics == MetricsRelease::Noised;
+        if self.grouped && job.privacy.as_ref().is_some_and(noised) {
+            let detail = "metrics = \"noised\" protects one row, and here a person has several ([data] group)";
+            return unfit(detail.into());
         }
         let (count, kind) = match self.role {
             Role::Trainer => (examples.train, "training"),

@@ -520,8 +520,13 @@ impl NodeMachine {
         let invited = self.profile.role == Role::Evaluator || job.evaluation.federated;
         let due = round <= job.rounds && job.evaluates(round);
         let fits = self.profile.check(job, self.examples).is_ok();
-        let may_tell = Release::Metrics.protection(job, self.profile.public_test) != Protection::Withheld;
-        self.until.is_none() && invited && due && fits && may_tell && self.examples.test > 0
+        let counted = match Release::Metrics.protection(job, self.profile.public_test) {
+            Protection::Withheld => false,
+            // Whether there are any is a fact about the data.
+            Protection::Noise => true,
+            _ => self.examples.test > 0,
+        };
+        self.until.is_none() && invited && due && fits && counted
     }
 
     fn evaluated(&mut self, key: RoundKey, result: Result<Metrics, Failure>, effects: &mut Vec<Effect>) {

@@ -27,6 +27,8 @@ fn profile() -> Profile {
         classes: 2,
         public_test: false,
         declared_examples: None,
+        fitted: Vec::new(),
+        grouped: false,
         drain_seconds: 30,
     }
 }

@@ -6,6 +6,9 @@ use super::{Job, JobError};
 use crate::document::Schema;
 use crate::privacy::{Event, Noise, Unit};
 
+/// Most classes of which confusions are counted.
+const NOISED_CLASSES: usize = 100;
+
 /// Whom the job protects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -228,6 +231,9 @@ impl Privacy {
                 if !noise.is_some_and(|noise| positive(noise) && noise <= 1e9) =>
             {
                 return invalid("metrics = \"noised\" needs metrics_noise, a number above 0".into());
+            }
+            (MetricsRelease::Noised, _) if job.model.classes > NOISED_CLASSES => {
+                return invalid(format!("metrics = \"noised\": at most {NOISED_CLASSES} classes are counted"));
             }
             (MetricsRelease::Noised, _) if self.unit == PrivacyUnit::Client => {
                 return invalid("metrics = \"noised\" counts examples: it needs unit = \"example\"".into());

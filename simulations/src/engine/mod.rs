@@ -717,9 +717,13 @@ impl Simulation<'_> {
             Some(Straggling::Steps(steps)) => Some(steps),
             _ => None,
         };
-        let batch = u64::from(job.train.batch_size).min(examples);
+        let declared_examples = self.population.declared_examples(index);
+        let batch = match job.train.sampling_rate {
+            Some(rate) => (rate * examples as f64).ceil() as u64,
+            None => u64::from(job.train.batch_size).min(examples),
+        };
         let bytes = model.len() as u64 * 4;
-        let task = Task { job, round: key.round, client: name, model, declared_examples: None, max_steps };
+        let task = Task { job, round: key.round, client: name, model, declared_examples, max_steps };
         let steps = task.steps(examples);
         let computed = self.now + device.training(steps, fate.slowness);
         let crash = fate.crash.filter(|_| !self.roll.crashed.contains(&index));
