@@ -3,9 +3,12 @@
 //! The vectors, from dp_accounting 0.6.0 and 40-digit arithmetic, are in the folder that `TRIBUTARY_VECTORS` names;
 //! a test that needs one says loudly when it skips.
 
+mod pld;
 mod rdp;
 
 use std::collections::HashMap;
+
+use crate::privacy::Event;
 
 /// The rows of a reference file, by column.
 pub(super) fn vectors(file: &str) -> Option<Vec<HashMap<String, String>>> {
@@ -31,6 +34,12 @@ fn split(line: &str) -> Vec<String> {
         }
     }
     cells
+}
+
+/// The events of a row of heterogeneous parts.
+pub(super) fn parts(row: &HashMap<String, String>) -> Vec<Event> {
+    let parts: Vec<(f64, f64, f64)> = serde_json::from_str(&row["parts_q_sigma_steps_json"]).unwrap();
+    parts.iter().map(|(q, sigma, steps)| Event::gaussian(*q, *sigma, *steps as u64)).collect()
 }
 
 pub(super) fn number(row: &HashMap<String, String>, column: &str) -> f64 {

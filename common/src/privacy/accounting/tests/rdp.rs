@@ -1,6 +1,6 @@
 //! The Rényi accountant and the filter.
 
-use super::{number, vectors};
+use super::{number, parts, vectors};
 use crate::privacy::accounting::filter::{Cap, Filter, FilterError, default_order};
 use crate::privacy::accounting::rdp;
 use crate::privacy::{Event, Noise};
@@ -170,8 +170,7 @@ fn composition_adds() {
     );
     let Some(rows) = vectors("dp_reference_compositions.csv") else { return };
     for row in &rows {
-        let parts: Vec<(f64, f64, f64)> = serde_json::from_str(&row["parts_q_sigma_steps_json"]).unwrap();
-        let events: Vec<Event> = parts.iter().map(|(q, s, t)| Event::gaussian(*q, *s, *t as u64)).collect();
+        let events = parts(row);
         let found = rdp::epsilon(&events, number(row, "delta")).value;
         let reference = number(row, "eps_rdp_dpaccounting");
         assert!(found <= reference * (1.0 + 1e-9) && found > 0.97 * reference, "{found} {reference}");
