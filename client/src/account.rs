@@ -156,7 +156,10 @@ impl Account {
         let key = LedgerKey::from_pem(parties.key_pem)?;
         let (mut book, torn) = NodeBook::open(&dir.join(LEDGER_FILE), parties.node, key, now)?;
         if let Some(torn) = torn {
-            tracing::warn!("the ledger ended in a record that a crash tore: {} bytes were cut off", torn.bytes);
+            tracing::warn!(
+                "the ledger ended in a record that a crash tore: {} bytes were cut off",
+                torn.bytes
+            );
         }
         let account = match book.core().account_named(&config.name) {
             Some(account) => {
@@ -182,9 +185,12 @@ impl Account {
                 book.open_account(&dataset, now)?
             }
         };
-        if !book.is_over(account, &source.data.0, source.path.as_bytes()) {
+        if !book.core().is_over_data(account, book.secret(), &source.data.0, source.path.as_bytes()) {
             book.change_dataset(account, &source.data.0, source.path.as_bytes(), &[], now)?;
-            tracing::info!("the data changed: they stay on account {}, and so does what was spent", config.name);
+            tracing::info!(
+                "the data changed: they stay on account {}, and so does what was spent",
+                config.name
+            );
         }
         let coordinator = CoordinatorId::of(parties.authority_der);
         let (promises, shown) = (BTreeMap::new(), 0);
@@ -197,6 +203,20 @@ impl Account {
     /// [`BookError`].
     pub fn reading(&self) -> Result<Reading, BookError> {
         Ok(self.book.reading(self.account)?)
+    }
+
+    /// One line for the operator: what the account allows and how it stands.
+    pub fn describe(&self) -> String {
+        let Ok(Reading { name, cap_epsilon, delta, epsilon_spent, epsilon_committed, unit, .. }) =
+            self.reading()
+        else {
+            return "the account cannot be read".into();
+        };
+        let cap = cap_epsilon.map_or("no cap".to_owned(), |cap| format!("a cap of {cap}"));
+        format!(
+            "account {name} ({unit:?}, δ = {delta}): ε = {epsilon_spent:.4} spent, {epsilon_committed:.4} with what is set \
+             aside, of {cap}"
+        )
     }
 
     fn job_key(&self, run: RunId) -> JobKey {
@@ -369,17 +389,13 @@ fn digest_of(job: &Job) -> Result<Digest, Failure> {
 fn promise(job: &Job, grouped: bool) -> Result<Option<Promise>, Failure> {
     let Some(privacy) = &job.privacy else { return Ok(None) };
     let refused = |detail: String| Failure { reason: Reason::Budget, detail };
-    let guarantee = job.guarantee(grouped).map_err(|error| refused(error.to_string()))?;
+    let guarantee = job.guarantee().map_err(|error| refused(error.to_string()))?;
     let Some(guarantee) = guarantee else { return Ok(None) };
     Ok(Some(Promise {
         unit: privacy.unit(grouped && privacy.unit == PrivacyUnit::Example),
         mechanism: privacy.mechanism.name().into(),
         events: job.round_events(),
-        claim: Claim {
-            epsilon: guarantee.epsilon,
-            delta: guarantee.delta,
-            accountant: guarantee.accountant.into(),
-        },
+        claim: Claim { epsilon: guarantee.epsilon, delta: guarantee.delta, accountant: guarantee.accountant },
     }))
 }
 

@@ -120,7 +120,10 @@ fn default_drain_seconds() -> u32 {
 
 const SCHEMA: Schema = Schema {
     keys: &["server", "dir", "role", "drain_seconds"],
-    tables: &[("data", Some(&data::SCHEMA)), ("share", Some(&SHARE)), ("policy", Some(&policy::SCHEMA)),
+    tables: &[
+        ("data", Some(&data::SCHEMA)),
+        ("share", Some(&SHARE)),
+        ("policy", Some(&policy::SCHEMA)),
         ("account", Some(&account::SCHEMA)),
     ],
 };
@@ -171,9 +174,15 @@ impl NodeData {
             for part in features.chunks(1 << 14) {
                 hasher.update(&to_bytes(part));
             }
-            labels.iter().for_each(|label| drop(hasher.update(&label.to_le_bytes())));
-            groups.iter().for_each(|group| drop(hasher.update(&group.to_le_bytes())));
-            shard.indices.iter().for_each(|index| drop(hasher.update(&index.to_le_bytes())));
+            for label in labels {
+                hasher.update(&label.to_le_bytes());
+            }
+            for group in groups {
+                hasher.update(&group.to_le_bytes());
+            }
+            for index in shard.indices.iter() {
+                hasher.update(&index.to_le_bytes());
+            }
             hasher.update(&[0xff]);
         }
         hasher.finalize().into()

@@ -267,7 +267,8 @@ pub(crate) fn open_account(
     credentials: &Credentials,
     now: Time,
 ) -> Result<Account, AccountError> {
-    let (_, authority) = parse_x509_pem(credentials.authority_pem.as_bytes()).map_err(|_| AccountError::Authority)?;
+    let (_, authority) =
+        parse_x509_pem(credentials.authority_pem.as_bytes()).map_err(|_| AccountError::Authority)?;
     let parties = Parties {
         node: &credentials.node,
         key_pem: &credentials.key_pem,
@@ -440,7 +441,9 @@ impl Node {
             LedgerNews::Head(head) => {
                 let kept = self.account.witness(head, now);
                 if matches!(kept, Ok(false)) {
-                    tracing::warn!("the coordinator sent a ledger head whose signature is false; it is not kept");
+                    tracing::warn!(
+                        "the coordinator sent a ledger head whose signature is false; it is not kept"
+                    );
                 }
                 return kept.map(|_| ()).unwrap_or_else(|error| tracing::error!("{error}"));
             }

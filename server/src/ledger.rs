@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use tributary_common::digest::Digest;
 use tributary_common::ids::{NodeName, RunId};
-use tributary_common::job::{Job, JobError};
+use tributary_common::job::{Job, JobError, Mechanism};
 use tributary_common::ledger::book::{BookError, RunBook};
 use tributary_common::ledger::head::{LedgerKey, SignedHead};
 use tributary_common::ledger::record::{Claim, CoordinatorId, JobKey, Participant};
@@ -60,11 +60,12 @@ impl Ledgers {
     /// [`LedgerError`].
     pub fn open(&self, run: RunId, job: &Job, job_toml: &str, now: Time) -> Result<Ledger, LedgerError> {
         let mut book = self.book(run, now)?;
-        let guarantee = job.guarantee(false)?;
+        let guarantee = job.guarantee()?;
         let privacy = job.privacy.as_ref();
         let opening = RunOpening {
             key: JobKey { coordinator: self.coordinator, run },
             job: Digest::of(job_toml.as_bytes()),
+            // A node's rows may be grouped: that is its own account's affair.
             unit: privacy.map(|privacy| privacy.unit(false)),
             mechanism: privacy.map_or("none", |privacy| privacy.mechanism.name()).into(),
             rounds: job.rounds,
@@ -72,7 +73,7 @@ impl Ledgers {
             claim: guarantee.map(|guarantee| Claim {
                 epsilon: guarantee.epsilon,
                 delta: guarantee.delta,
-                accountant: guarantee.accountant.into(),
+                accountant: guarantee.accountant,
             }),
         };
         book.open_run(opening, now)?;
@@ -129,9 +130,11 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError`].
     pub fn ended(&mut self, record: &RoundRecord, now: Time) -> Result<(), LedgerError> {
+        // Without noise of the node's own, a payload's digest would tell of what is in it.
+        let noised = self.0.core().run().is_some_and(|run| run.mechanism == Mechanism::DpSgd.name());
         let participants = record.cohort.iter().filter_map(|(node, part)| match part {
             Participation::Accepted { digest, .. } => {
-                Some(Participant { node: node.clone(), payload: *digest })
+                Some(Participant { node: node.clone(), payload: digest.filter(|_| noised) })
             }
             _ => None,
         });
@@ -146,14 +149,21 @@ impl Ledger {
         Ok(())
     }
 
+    /// The payload that a node sent for the round under way in an earlier attempt: a second one is not paid for.
+    pub fn payload_of(&self, node: &NodeName) -> Option<Digest> {
+        self.0.core().payload_of(node)
+    }
+
     /// Noised metrics arrived from nodes.
     ///
     /// # Errors
     /// [`LedgerError`].
     pub fn evaluated(&mut self, record: &EvaluationRecord, now: Time) -> Result<(), LedgerError> {
         let digest = |metrics: &Metrics| Some(Digest::of(&metrics.to_json()));
-        let participant =
-            |(node, metrics): (&NodeName, &Metrics)| Participant { node: node.clone(), payload: digest(metrics) };
+        let participant = |(node, metrics): (&NodeName, &Metrics)| Participant {
+            node: node.clone(),
+            payload: digest(metrics),
+        };
         let participants: Vec<Participant> =
             record.by_client.iter().filter(|(_, metrics)| metrics.examples > 0).map(participant).collect();
         if participants.is_empty() {

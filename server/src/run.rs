@@ -12,11 +12,13 @@ use tributary_common::aggregate::{
 };
 use tributary_common::digest::Digest;
 use tributary_common::ids::{NodeName, RunId};
-use tributary_common::job::{Job, JobError, Mechanism, Privacy};
+use tributary_common::job::{Job, JobError, Mechanism, MetricsRelease, Privacy};
+use tributary_common::ledger::head::SignedHead;
 use tributary_common::model::{Layout, Parameters, from_bytes};
 use tributary_common::record::RunEvent;
 use tributary_common::time::Time;
 
+use crate::ledger::{Ledger, LedgerError};
 use crate::round::{Dismissal, Effect, ImposedSets, Input, RoundMachine, Start};
 use crate::store::{RunHead, Store, StoreError, StoredRun};
 
@@ -44,6 +46,9 @@ pub enum RunError {
         /// Parameters of the job's model.
         expected: usize,
     },
+    /// The run's ledger.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
     /// A rule of one's own does not keep the job's promise.
     #[error("run {0}: the job's [privacy] needs the coordinator's own aggregation rule, not one of your own")]
     Rule(RunId),
@@ -92,6 +97,13 @@ pub enum Outgoing {
         round: u32,
         /// The model.
         model: Digest,
+    },
+    /// Show the run's ledger head to the nodes whose updates are in the last round.
+    LedgerHead {
+        /// The nodes.
+        nodes: Vec<NodeName>,
+        /// The head.
+        head: SignedHead,
     },
     /// Tell whoever watches.
     Event(Box<RunEvent>),
@@ -195,6 +207,8 @@ pub struct Run {
     layout: Layout,
     model: Parameters,
     rule: Box<dyn AggregationRule>,
+    /// Absent in a simulation.
+    ledger: Option<Ledger>,
     /// The update that is being taken in, until the machine says whether to fold it.
     arriving: Option<Contribution>,
 }
@@ -208,13 +222,15 @@ impl std::fmt::Debug for Run {
 impl Run {
     /// Opens a stored run: starts it, or resumes it where the store says that it stood.
     ///
-    /// `imposed` replaces the drawing of cohorts by the accepted sets of an earlier run.
+    /// `imposed` replaces the drawing of cohorts by the accepted sets of an earlier run. What the run promises and
+    /// publishes is written into `ledger`, if there is one.
     pub fn open(
         store: Arc<dyn Store>,
         id: RunId,
         now: Time,
         imposed: Option<ImposedSets>,
         rule: Rule,
+        mut ledger: Option<Ledger>,
     ) -> Result<(Self, Vec<Outgoing>), RunError> {
         let StoredRun { job_toml, head, open_attempt, .. } = store.run(id)?;
         let job = Job::parse(&job_toml).map_err(|error| RunError::Job { run: id, error })?;
@@ -226,14 +242,18 @@ impl Run {
         let mut rule = rule.of(id, &job, &head)?;
         let evaluated = store.evaluations(id)?.iter().any(|record| record.round == head.published);
         let model_bytes = layout.parameters() as u64 * 4;
-        let last = store.rounds(id)?.into_iter().rev().find(|record| record.round == head.published);
+        let rounds = store.rounds(id)?;
+        if let Some(ledger) = &mut ledger {
+            ledger.catch_up(&rounds, now)?;
+        }
+        let last = rounds.into_iter().rev().find(|record| record.round == head.published);
         let contributors = last.map(|record| record.accepted().cloned().collect()).unwrap_or_default();
         let job = Arc::new(job);
         let start = Start { job, model_bytes, head, open_attempt, evaluated, contributors, imposed };
         let (machine, effects) = RoundMachine::new(now, start);
         // An attempt that was under way is not journalled again.
         rule.begin(machine.head().published.saturating_add(1), layout.parameters());
-        let mut run = Self { id, store, machine, layout, model, rule, arriving: None };
+        let mut run = Self { id, store, machine, layout, model, rule, ledger, arriving: None };
         let mut outgoing = Vec::new();
         run.perform(now, effects, &mut outgoing)?;
         Ok((run, outgoing))
@@ -294,6 +314,11 @@ impl Run {
         self.machine.has(node, round)
     }
 
+    /// The run's ledger.
+    pub fn ledger(&mut self) -> Option<&mut Ledger> {
+        self.ledger.as_mut()
+    }
+
     /// Takes one input. Updates go to [`Run::update`] instead.
     pub fn handle(&mut self, now: Time, input: Input) -> Result<Vec<Outgoing>, RunError> {
         let mut outgoing = Vec::new();
@@ -311,6 +336,12 @@ impl Run {
         let expected = self.layout.parameters();
         let values =
             payload.into_values(expected).map_err(|error| RunError::Staged { node: node.clone(), error })?;
+        let private = self.job().privacy.is_some();
+        let before = self.ledger.as_ref().filter(|_| private).and_then(|ledger| ledger.payload_of(&node));
+        if before.is_some_and(|before| digest.is_some_and(|now| now != before)) {
+            let detail = "another payload than in an earlier attempt: one charge pays for one payload".into();
+            return self.handle(now, Input::Refused { node, round, bytes, detail });
+        }
         let at_client_level = noised_here(self.job()).is_some();
         let contribution =
             values.map_err(|found| AggregateError::WrongLength { expected, found }).and_then(|values| {
@@ -352,6 +383,12 @@ impl Run {
                     }
                 }
                 Effect::Aggregate => {
+                    let (round, job) = (self.machine.head().published.saturating_add(1), self.machine.job());
+                    if let Some(ledger) = &mut self.ledger
+                        && noised_here(job).is_some()
+                    {
+                        ledger.noised(round, job, now)?;
+                    }
                     let answer = self.aggregate()?;
                     let effects = self.machine.step(now, Input::Aggregated(answer));
                     self.perform(now, effects, outgoing)?;
@@ -360,9 +397,28 @@ impl Run {
                     let head = RunHead { clip_norm: self.rule.clip_norm(), ..head };
                     self.store.commit_round(self.id, &record, &head)?;
                     self.store.collect_garbage()?;
+                    if let Some(ledger) = &mut self.ledger {
+                        ledger.ended(&record, now)?;
+                        let head = ledger.head();
+                        let nodes = record.accepted().cloned().collect();
+                        outgoing.push(Outgoing::LedgerHead { nodes, head });
+                    }
                 }
-                Effect::RecordEvaluation(record) => self.store.put_evaluation(self.id, &record)?,
-                Effect::Finish(state) => self.store.set_state(self.id, &state)?,
+                Effect::RecordEvaluation(record) => {
+                    self.store.put_evaluation(self.id, &record)?;
+                    let noised = |privacy: &Privacy| privacy.metrics == MetricsRelease::Noised;
+                    if let Some(ledger) = &mut self.ledger
+                        && self.machine.job().privacy.as_ref().is_some_and(noised)
+                    {
+                        ledger.evaluated(&record, now)?;
+                    }
+                }
+                Effect::Finish(state) => {
+                    self.store.set_state(self.id, &state)?;
+                    if let Some(ledger) = &mut self.ledger {
+                        ledger.over(now)?;
+                    }
+                }
                 Effect::Invite { node, round, attempt, model, deadline } => {
                     outgoing.push(Outgoing::Invite { node, round, attempt, model, deadline });
                 }

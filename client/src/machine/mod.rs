@@ -435,7 +435,8 @@ impl Profile {
         }
         let noised = |privacy: &Privacy| privacy.metrics == MetricsRelease::Noised;
         if self.grouped && job.privacy.as_ref().is_some_and(noised) {
-            let detail = "metrics = \"noised\" protects one row, and here a person has several ([data] group)";
+            let detail =
+                "metrics = \"noised\" protects one row, and here a person has several ([data] group)";
             return unfit(detail.into());
         }
         let (count, kind) = match self.role {

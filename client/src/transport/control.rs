@@ -370,7 +370,8 @@ pub fn read(message: FromCoordinator, now: Time) -> Result<Input, WireError> {
 /// What a message says about ledgers. A head's signature is for the ledger to check.
 fn ledger_news(message: FromCoordinator) -> Result<LedgerNews, WireError> {
     let head = |bytes: &[u8]| {
-        SignedHead::from_bytes(bytes).map_err(|_| WireError::new("head", "is not the compact form of a ledger head"))
+        SignedHead::from_bytes(bytes)
+            .map_err(|_| WireError::new("head", "is not the compact form of a ledger head"))
     };
     Ok(match message {
         FromCoordinator::KnownHead(known) if known.head.is_empty() => LedgerNews::Known(None),

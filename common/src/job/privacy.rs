@@ -233,7 +233,9 @@ impl Privacy {
                 return invalid("metrics = \"noised\" needs metrics_noise, a number above 0".into());
             }
             (MetricsRelease::Noised, _) if job.model.classes > NOISED_CLASSES => {
-                return invalid(format!("metrics = \"noised\": at most {NOISED_CLASSES} classes are counted"));
+                return invalid(format!(
+                    "metrics = \"noised\": at most {NOISED_CLASSES} classes are counted"
+                ));
             }
             (MetricsRelease::Noised, _) if self.unit == PrivacyUnit::Client => {
                 return invalid("metrics = \"noised\" counts examples: it needs unit = \"example\"".into());
@@ -296,5 +298,50 @@ impl Job {
     pub fn events(&self, rounds: u32) -> Vec<Event> {
         let times = |event: Event| event.times(event.count.saturating_mul(u64::from(rounds)));
         self.round_events().into_iter().map(times).collect()
+    }
+}
+
+impl Job {
+    /// What the job's whole length promises; `None` without `[privacy]`. The smaller of two accountants.
+    ///
+    /// # Errors
+    /// One line, if that is more than `max_epsilon`.
+    pub fn guarantee(&self) -> Result<Option<Guarantee>, JobError> {
+        let Some(privacy) = &self.privacy else { return Ok(None) };
+        let guarantee = Guarantee::of(&self.events(self.rounds), privacy.delta);
+        let (epsilon, most) = (guarantee.epsilon, privacy.max_epsilon);
+        if epsilon > most {
+            return Err(JobError::Invalid(format!(
+                "[privacy] {} rounds cost ε = {epsilon:.4} at δ = {}, more than max_epsilon = {most}: raise \
+                 noise_multiplier, or lower rounds, local_steps or sampling_rate (`tributary-sim plan` says by how much)",
+                self.rounds, privacy.delta
+            )));
+        }
+        Ok(Some(guarantee))
+    }
+}
+
+/// TEMPORARY until the accountants' own type is merged.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Guarantee {
+    /// ε.
+    pub epsilon: f64,
+    /// δ.
+    pub delta: f64,
+    /// Which accountant.
+    pub accountant: crate::ledger::record::Accountant,
+}
+
+impl Guarantee {
+    fn of(events: &[Event], delta: f64) -> Self {
+        use crate::ledger::record::Accountant;
+        use crate::privacy::accounting::{pld, rdp};
+        let by_rdp = rdp::epsilon(events, delta).value;
+        match pld::epsilon(events, delta) {
+            Some(bound) if bound.value <= by_rdp => {
+                Self { epsilon: bound.value, delta, accountant: Accountant::Pld }
+            }
+            _ => Self { epsilon: by_rdp, delta, accountant: Accountant::Rdp },
+        }
     }
 }

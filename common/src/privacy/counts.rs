@@ -37,12 +37,16 @@ mod tests {
 
     #[test]
     fn every_count_is_noised_and_totals_follow_from_the_noised_counts() {
-        let metrics = Metrics { examples: 4000, loss_sum: 17.0, correct: 3000, confusion: vec![Some(1000); 4] };
+        let metrics =
+            Metrics { examples: 4000, loss_sum: 17.0, correct: 3000, confusion: vec![Some(1000); 4] };
         let (mut sum, mut squares) = (0.0, 0.0);
         for _ in 0..500 {
             let told = noised(&metrics, 2, 20.0).unwrap();
             let cells: Vec<u64> = told.confusion.iter().map(|cell| cell.unwrap()).collect();
-            assert_eq!((told.examples, told.correct, told.loss()), (cells.iter().sum(), cells[0] + cells[3], None));
+            assert_eq!(
+                (told.examples, told.correct, told.loss()),
+                (cells.iter().sum(), cells[0] + cells[3], None)
+            );
             for cell in cells {
                 let noise = cell as f64 - 1000.0;
                 (sum, squares) = (sum + noise, squares + noise * noise);

@@ -31,6 +31,7 @@ use tributary_common::digest::Digest;
 use tributary_common::ids::{NodeName, RunId};
 use tributary_common::job::{Job, JobError};
 use tributary_common::model::{self, Parameters};
+use tributary_common::privacy::noise;
 use tributary_common::record::{Metrics, Reason, RunEvent, RunState};
 use tributary_common::time::Time;
 use tributary_server::round::{self, ImposedSets};
@@ -240,10 +241,9 @@ pub fn simulate(
     store.create_run(RUN, &scenario.job.to_toml()?, digest, Time(0))?;
     let workers = settings.workers.max(1);
     let pool = Pool::start(workers, &settings.trainer)?;
-    let of_the_job =
-        || Rule::OfTheJob(Box::new(|_, _| Err("noise at the coordinator is not there yet".into())));
+    let of_the_job = || Rule::OfTheJob(Box::new(noise::add_gaussian));
     let rule = settings.rule.map_or_else(of_the_job, Rule::Own);
-    let (run, outgoing) = Run::open(store, RUN, Time(0), settings.imposed, rule)?;
+    let (run, outgoing) = Run::open(store, RUN, Time(0), settings.imposed, rule, None)?;
 
     let devices = federation.devices.clone();
     let population = Population::new(scenario, federation);
@@ -523,6 +523,7 @@ impl Simulation<'_> {
                     (self.observe)(Observation::Event(&event));
                     continue;
                 }
+                Outgoing::LedgerHead { .. } => continue,
                 Outgoing::Invite { node, round, attempt, model, deadline } => {
                     let at = Attempt { run: RUN, round, attempt };
                     (node, Input::Invited { at, job: Ok(self.job.clone()), model, deadline })
