@@ -155,7 +155,7 @@ async fn ends(script: Vec<Step>) -> String {
                 return format!("final: {reason}");
             }
             LinkEvent::Down { reason, .. } => return format!("down: {reason}"),
-            LinkEvent::Up { .. } => {}
+            LinkEvent::Up { .. } | LinkEvent::Ledger(_) => {}
             LinkEvent::Message(input) => panic!("{input:?}"),
         }
     }

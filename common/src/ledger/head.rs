@@ -1,8 +1,8 @@
 //! Signed tree heads: what a ledger's owner hands to others so that it cannot rewrite what they saw.
 //!
-//! A coordinator is shown heads of a sub-log alone: the ledger's first record and the records that concern this
-//! coordinator, in order. Neither its size nor its root tells what the node does for others. The auditor is shown
-//! the head of the whole ledger, from which every sub-log follows.
+//! A coordinator is shown heads of a sub-log alone: the ledger's first record and the records that concern
+//! this coordinator, in order. Neither its size nor its root tells what the node does for others. The auditor
+//! is shown the head of the whole ledger, from which every sub-log follows.
 
 use std::fmt;
 
@@ -105,8 +105,8 @@ impl LedgerKey {
         Self(SigningKey::from_bytes(&seed))
     }
 
-    /// Reads a node's `key.pem`: Ed25519 in PKCS#8, version 1 or 2. A public key in it must fit the private one,
-    /// whichever of its two encodings was used: ring writes the one that RFC 8410 does not.
+    /// Reads a node's `key.pem`: Ed25519 in PKCS#8, version 1 or 2. A public key in it must fit the private
+    /// one, whichever of its two encodings was used: ring writes the one that RFC 8410 does not.
     ///
     /// # Errors
     /// [`KeyError`].
@@ -199,8 +199,8 @@ impl SignedHead {
         }
     }
 
-    /// The compact form: ledger (16) | 0 or 1 (1) | coordinator or zeros (32) | size, big endian (8) | root (32) |
-    /// key (32) | signature (64).
+    /// The compact form: ledger (16) | 0 or 1 (1) | coordinator or zeros (32) | size, big endian (8) | root
+    /// (32) | key (32) | signature (64).
     pub fn to_bytes(&self) -> [u8; HEAD_BYTES] {
         let mut bytes = [0; HEAD_BYTES];
         let parts: [&[u8]; 3] = [&self.head.signed_bytes(), &self.key.0.0, &self.signature.0];

@@ -1,4 +1,5 @@
-//! Fixed strings of bytes that are written as hexadecimal digits: hashes, salts, keys, signatures, random ids.
+//! Fixed strings of bytes that are written as hexadecimal digits: hashes, salts, keys, signatures, random
+//! ids.
 
 use std::fmt;
 use std::str::FromStr;

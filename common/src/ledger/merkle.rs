@@ -1,7 +1,8 @@
-//! The Merkle tree over a log (RFC 9162 section 2.1), with proofs that an entry is in it and that it only grew.
+//! The Merkle tree over a log (RFC 9162 section 2.1), with proofs that an entry is in it and that it only
+//! grew.
 //!
-//! Leaf: `SHA-256(0x00 | entry)`. Node: `SHA-256(0x01 | left | right)`. Empty: `SHA-256("")`. A tree of n > 1 leaves
-//! has the largest power of two below n on its left.
+//! Leaf: `SHA-256(0x00 | entry)`. Node: `SHA-256(0x01 | left | right)`. Empty: `SHA-256("")`. A tree of n > 1
+//! leaves has the largest power of two below n on its left.
 
 use sha2::{Digest as _, Sha256};
 
@@ -60,8 +61,8 @@ pub fn inclusion(leaves: &[LedgerHash], index: usize) -> Option<Vec<LedgerHash>>
     Some(proof)
 }
 
-/// The proof that the tree of the first `earlier` leaves is a beginning of the whole tree; `None` if `earlier` is 0
-/// or above the tree's size. It is empty where both are equal.
+/// The proof that the tree of the first `earlier` leaves is a beginning of the whole tree; `None` if
+/// `earlier` is 0 or above the tree's size. It is empty where both are equal.
 pub fn consistency(leaves: &[LedgerHash], earlier: usize) -> Option<Vec<LedgerHash>> {
     if earlier == 0 || earlier > leaves.len() {
         return None;
@@ -119,8 +120,8 @@ pub fn verify_inclusion(
     last == 0 && hash == expected
 }
 
-/// Whether `proof` shows that the tree of `earlier` leaves with root `before` is a beginning of the tree of `size`
-/// leaves with root `after` (RFC 9162 section 2.1.4.2). The empty tree is a beginning of every tree.
+/// Whether `proof` shows that the tree of `earlier` leaves with root `before` is a beginning of the tree of
+/// `size` leaves with root `after` (RFC 9162 section 2.1.4.2). The empty tree is a beginning of every tree.
 pub fn verify_consistency(
     earlier: u64,
     before: LedgerHash,
@@ -188,7 +189,8 @@ mod tests {
         texts.iter().map(|text| text.parse().unwrap()).collect()
     }
 
-    /// Vectors of the certificate-transparency reference implementation (`merkle_tree_test`), which RFC 9162 keeps.
+    /// Vectors of the certificate-transparency reference implementation (`merkle_tree_test`), which RFC 9162
+    /// keeps.
     #[test]
     fn the_published_vectors() {
         let leaves = reference();

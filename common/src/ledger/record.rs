@@ -1,12 +1,13 @@
 //! The records of a ledger: their words, their one written form, and the hash that chains them.
 //!
 //! A record is one line of JSON with its keys in a fixed order and each number in its shortest exact form:
-//! `{"sequence":…,"previous":…,"salt":…,"hour":…,"body":{…},"hash":…}`. The hash is SHA-256 of the line without its
-//! last key, that is, of the object that ends after `body`. The salt is fresh and random, so that nobody who sees a
-//! hash can find the record by guessing.
+//! `{"sequence":…,"previous":…,"salt":…,"hour":…,"body":{…},"hash":…}`. The hash is SHA-256 of the line
+//! without its last key, that is, of the object that ends after `body`. The salt is fresh and random, so that
+//! nobody who sees a hash can find the record by guessing.
 //!
-//! Nothing in a record depends on data: no number of examples, no realised batch, no clipped share, no metric.
-//! Digests are of bytes that left the process, never of anything before noise or masks. Times are whole hours.
+//! Nothing in a record depends on data: no number of examples, no realised batch, no clipped share, no
+//! metric. Digests are of bytes that left the process, never of anything before noise or masks. Times are
+//! whole hours.
 
 use std::fmt;
 
@@ -160,8 +161,8 @@ pub struct Commitment {
     pub hash: LedgerHash,
 }
 
-/// What opens a node's commitments: it stays beside the ledger and is in no export, for with a known salt whoever
-/// can list the likely contents finds the right one by trying.
+/// What opens a node's commitments: it stays beside the ledger and is in no export, for with a known salt
+/// whoever can list the likely contents finds the right one by trying.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Secret(pub(crate) [u8; 32]);
 
@@ -248,8 +249,8 @@ pub enum Party {
 pub struct Participant {
     /// The node.
     pub node: NodeName,
-    /// Digest of the bytes that arrived from it.
-    pub payload: Digest,
+    /// Digest of the bytes that arrived from it; `None` where they are not noised, so that their digest would tell.
+    pub payload: Option<Digest>,
 }
 
 /// What shows that a ledger was longer once.
@@ -263,6 +264,8 @@ pub enum Evidence {
         /// Its hash.
         hash: LedgerHash,
     },
+    /// That note is missing.
+    NoAcknowledgement,
     /// A head that the ledger's owner signed and another party kept.
     Head(SignedHead),
 }
@@ -496,8 +499,8 @@ pub enum Body {
 }
 
 impl Body {
-    /// The coordinator whom the record concerns: it is in the sub-log that this coordinator is shown heads of.
-    /// Records that concern nobody in particular are in none, but for the first, which is in all.
+    /// The coordinator whom the record concerns: it is in the sub-log that this coordinator is shown heads
+    /// of. Records that concern nobody in particular are in none, but for the first, which is in all.
     pub fn concerns(&self) -> Option<CoordinatorId> {
         match self {
             Body::JobReserved { key, .. }
@@ -633,7 +636,8 @@ struct Content {
 impl Record {
     /// The record that follows `previous`, or the first one.
     ///
-    /// `hour` is raised to the previous record's, so that a clock that is set back does not disorder a ledger.
+    /// `hour` is raised to the previous record's, so that a clock that is set back does not disorder a
+    /// ledger.
     ///
     /// # Errors
     /// [`RecordError::Value`], [`RecordError::Long`].
@@ -736,12 +740,6 @@ impl Record {
     pub(crate) fn link(&self) -> (u64, LedgerHash, Hour) {
         (self.sequence(), self.hash, self.hour())
     }
-
-    /// The sequence number that a line starts with, damaged or not, to name it by.
-    pub(crate) fn stated_sequence(line: &str) -> Option<u64> {
-        let digits = line.strip_prefix("{\"sequence\":")?;
-        digits.split(',').next()?.parse().ok()
-    }
 }
 
 impl Content {
@@ -819,7 +817,8 @@ mod tests {
         assert!(Record::parse(&format!("{line} ")).is_err());
     }
 
-    /// A forger can compute hashes too: another form of the same words, and words that no accountant can read.
+    /// A forger can compute hashes too: another form of the same words, and words that no accountant can
+    /// read.
     #[test]
     fn a_right_hash_does_not_excuse_another_form_or_a_value_out_of_range() {
         let forge = |text: &str| {

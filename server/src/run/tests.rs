@@ -173,7 +173,7 @@ fn what_a_rule_makes_is_published_only_if_it_is_a_model() {
     let finish = |rule| {
         let store = submitted();
         let mut run =
-            Run::open(Arc::clone(&store), ID, Time(1000), None, Rule::Own(Box::new(Counting(rule, 0))))
+            Run::open(Arc::clone(&store), ID, Time(1000), None, Rule::Own(Box::new(Counting(rule, 0))), None)
                 .unwrap()
                 .0;
         for index in 0..3 {
