@@ -2,7 +2,7 @@
 //!
 //! Jobs, and the parameters of each, may be chosen after seeing what earlier ones released. Then a sum of costs at an
 //! order that is chosen afterwards bounds nothing, but stopping before the sum at one fixed order passes a fixed budget
-//! does: the whole interaction has the budget as its divergence (Feldman and Zrnic 2021, arXiv 2008.11193, Theorem 4.3).
+//! does: the whole interaction has the budget as its divergence (Feldman and Zrnic 2021, arXiv 2008.11193).
 //! The guarantee is therefore the cap, (`epsilon`, `delta`), from the first charge on; what was spent so far is an
 //! odometer's reading and promises nothing by itself.
 

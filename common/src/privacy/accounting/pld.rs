@@ -22,7 +22,7 @@ use realfft::num_complex::Complex;
 use realfft::{RealFftPlanner, RealToComplex};
 
 use super::sampled_gaussian::SampledGaussian;
-use super::{normal, rdp};
+use super::{MAX_STEPS, normal, rdp};
 use crate::privacy::{Event, Noise};
 
 /// Grid steps per standard deviation of one step's tilted loss. The discretisation adds at most 1/4 of a squared grid
@@ -48,8 +48,6 @@ const SETTLED: f64 = 1e-5;
 const NEAR_LEAST: f64 = 0.1;
 /// Part of delta that one run's truncated tails may cost.
 const TRUNCATED: f64 = 1e-7;
-/// Steps of all events together that are composed; more are left to the Rényi accountant.
-const MAX_STEPS: u64 = 1 << 40;
 /// Half a unit in the last place of one.
 const ROUNDING: f64 = f64::EPSILON / 2.0;
 
@@ -263,8 +261,8 @@ impl<'a> Plan<'a> {
             span = span.max(high - low);
         }
         let tilt = aim.map_or(Some(0.0), |aim| least_tilt(steps, aim, delta))?;
-        let removed = Frame::new(steps, tilt, Direction::Remove)?;
-        let added = Frame::new(steps, tilt, Direction::Add)?;
+        let removed = Frame::new(steps, tilt, Direction::Remove, OUTSIDE)?;
+        let added = Frame::new(steps, tilt, Direction::Add, OUTSIDE)?;
         let (variance, width) = (removed.variance.max(added.variance), removed.width().max(added.width()));
         // A coarser grid is still a bound. The window gets a margin for what the grid itself adds.
         let by_deviation = (variance / total).sqrt() / STEPS_PER_DEVIATION;
@@ -354,31 +352,35 @@ fn least_tilt(steps: &[(SampledGaussian, u64)], aim: Aim, delta: f64) -> Option<
 /// Each value of the transform of masses that sum to one is taken to be off by at most 2·log2(size) roundings, several
 /// times what is seen (a test compares it with an exact sum); a power multiplies that by the count, and Parseval's
 /// theorem turns it into a bound on the sum of the errors.
-fn transform_error(total: f64, size: f64) -> f64 {
+pub(super) fn transform_error(total: f64, size: f64) -> f64 {
     2.0 * ROUNDING * size.log2() * (total + 4.0)
 }
 
 /// ln of the ratio at a step's two cuts, `reach` standard deviations out.
-fn losses(step: &SampledGaussian, reach: f64) -> (f64, f64) {
+pub(super) fn losses(step: &SampledGaussian, reach: f64) -> (f64, f64) {
     let reach = reach * step.sigma();
     (step.ln_ratio(-reach), step.ln_ratio(1.0 + reach))
 }
 
-/// Where all but [`OUTSIDE`] of the tilted composed loss lies on either side, by Chernoff's bound at the best of a few
-/// tilts around the normal law's.
+/// Where all but a given mass of the tilted composed loss lies on either side, by Chernoff's bound at about its best tilt.
 #[derive(Clone, Copy)]
-struct Frame {
-    low: f64,
-    high: f64,
+pub(super) struct Frame {
+    pub(super) low: f64,
+    pub(super) high: f64,
     /// The tilts, relative to the plan's and positive, that gave the two.
     low_tilt: f64,
     high_tilt: f64,
     /// Variance of the composed loss under the plan's tilt.
-    variance: f64,
+    pub(super) variance: f64,
 }
 
 impl Frame {
-    fn new(steps: &[(SampledGaussian, u64)], tilt: f64, direction: Direction) -> Option<Self> {
+    pub(super) fn new(
+        steps: &[(SampledGaussian, u64)],
+        tilt: f64,
+        direction: Direction,
+        outside: f64,
+    ) -> Option<Self> {
         // ln of the composed moment generating function at `tilt` + s, and the variance there.
         let composed = |s: f64| {
             let mut sums = (0f64, 0f64);
@@ -389,7 +391,7 @@ impl Frame {
             }
             Some(sums)
         };
-        let outside = -OUTSIDE.ln();
+        let outside = -outside.ln();
         let (base, variance) = composed(0.0)?;
         let normal = (2.0 * outside / variance.max(1e-300)).sqrt();
         // Both bounds are unimodal in the tilt; a few large losses move the best one far below the normal law's.
@@ -766,7 +768,7 @@ impl Composition {
 }
 
 /// `value` to the `count`; zero where it is below 1e−20.
-fn power(value: Complex<f64>, count: u64) -> Complex<f64> {
+pub(super) fn power(value: Complex<f64>, count: u64) -> Complex<f64> {
     if count == 1 {
         return value;
     }
@@ -780,7 +782,7 @@ fn power(value: Complex<f64>, count: u64) -> Complex<f64> {
 }
 
 /// The smallest of 2^k, 3·2^k and 5·2^k that is at least `points`.
-fn transform_size(points: usize) -> usize {
+pub(super) fn transform_size(points: usize) -> usize {
     let points = points.max(16);
     let sizes = [1usize, 3, 5].map(|odd| points.div_ceil(odd).next_power_of_two() * odd);
     sizes.into_iter().min().unwrap_or(points)

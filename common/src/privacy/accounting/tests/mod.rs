@@ -3,6 +3,8 @@
 //! The vectors, from dp_accounting 0.6.0 and 40-digit arithmetic, are in the folder that `TRIBUTARY_VECTORS` names;
 //! a test that needs one says loudly when it skips.
 
+mod distributed;
+mod face;
 mod pld;
 mod rdp;
 
@@ -40,6 +42,11 @@ fn split(line: &str) -> Vec<String> {
 pub(super) fn parts(row: &HashMap<String, String>) -> Vec<Event> {
     let parts: Vec<(f64, f64, f64)> = serde_json::from_str(&row["parts_q_sigma_steps_json"]).unwrap();
     parts.iter().map(|(q, sigma, steps)| Event::gaussian(*q, *sigma, *steps as u64)).collect()
+}
+
+/// How many rows of a slow comparison make one test: all with `TRIBUTARY_VECTORS_ALL`, else every fifth.
+pub(super) fn thinning() -> usize {
+    if std::env::var_os("TRIBUTARY_VECTORS_ALL").is_some() { 1 } else { 5 }
 }
 
 pub(super) fn number(row: &HashMap<String, String>, column: &str) -> f64 {
