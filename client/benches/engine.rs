@@ -105,5 +105,6 @@ fn data() -> Split {
     Split {
         features: (0..examples * 784).map(|_| stream.random::<f32>()).collect(),
         labels: (0..examples).map(|_| stream.random_range(0..10)).collect(),
+        groups: Vec::new(),
     }
 }

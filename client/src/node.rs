@@ -472,7 +472,8 @@ fn failure(error: &TrainError) -> Failure {
         | TrainError::Diverged { .. }
         | TrainError::LossNotFinite
         | TrainError::Torch(_)
-        | TrainError::PrivacyNotAvailable => Reason::Training,
+        | TrainError::DeclaredExamples
+        | TrainError::Noise(_) => Reason::Training,
     };
     Failure { reason, detail: transport::chain(error) }
 }
@@ -492,7 +493,10 @@ fn line(event: &NodeEvent) -> String {
         NodeEvent::Training { round, examples, steps, .. } => {
             format!("round {round}: training ({examples} examples, {steps} steps)")
         }
-        NodeEvent::Trained { round, loss, .. } => format!("round {round}: trained, mean loss {loss:.4}"),
+        NodeEvent::Trained { round, loss: Some(loss), .. } => {
+            format!("round {round}: trained, mean loss {loss:.4}")
+        }
+        NodeEvent::Trained { round, loss: None, .. } => format!("round {round}: trained"),
         NodeEvent::Uploaded { round, bytes, .. } => {
             format!("round {round}: uploaded {:.1} KB", *bytes as f64 / 1000.0)
         }

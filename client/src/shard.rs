@@ -29,7 +29,7 @@ impl Shard {
     /// population are never in memory at once.
     pub fn as_seen(&self) -> Self {
         let Some(shift) = &self.shift else { return self.clone() };
-        let Split { features, labels } = &*self.examples;
+        let Split { features, labels, groups } = &*self.examples;
         let width = features.len() / labels.len().max(1);
         let mut seen = Split::default();
         seen.features.reserve_exact(width * self.len());
@@ -42,6 +42,7 @@ impl Shard {
             };
             seen.features.extend(shift.apply(*position, row));
             seen.labels.push(*label);
+            seen.groups.extend(groups.get(at));
         }
         Self::whole(Arc::new(seen))
     }

@@ -79,6 +79,7 @@ pub(super) fn half<R: BufRead>(
     let split = Split {
         labels: labels(label_path, "label", config.classes, values)?,
         features: Normalisation::new(config, 1)?.bytes(&pixels, height * width),
+        groups: Vec::new(),
     };
     Ok((vec![1, *height, *width], split))
 }

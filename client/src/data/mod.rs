@@ -96,6 +96,9 @@ pub struct Split {
     pub features: Vec<f32>,
     /// One class per example, from 0.
     pub labels: Vec<i64>,
+    /// Whose each example is, as a number per person: privacy then protects persons. Empty where every example
+    /// stands for itself.
+    pub groups: Vec<u32>,
 }
 
 impl Split {

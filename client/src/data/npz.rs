@@ -123,7 +123,7 @@ fn half<R: Read + Seek>(
         return Err(record(path, name, problem));
     };
     let labels = labels(path, &format!("{name}, label"), config.classes, values)?;
-    Ok((shape, Split { features, labels }))
+    Ok((shape, Split { features, labels, groups: Vec::new() }))
 }
 
 /// Examples × height × width × channels to examples × channels × height × width.

@@ -127,8 +127,8 @@ pub struct Failure {
 pub struct Trained {
     /// The update's weight, in training examples.
     pub examples: u64,
-    /// Mean training loss.
-    pub loss: f64,
+    /// Mean training loss; `None` where the job has `[privacy]`.
+    pub loss: Option<f64>,
 }
 
 /// What happens to a node.
@@ -323,8 +323,8 @@ pub enum NodeEvent {
         run: RunId,
         /// The round.
         round: u32,
-        /// Mean training loss.
-        loss: f64,
+        /// Mean training loss; `None` where the job has `[privacy]`.
+        loss: Option<f64>,
     },
     /// The coordinator has the whole update.
     Uploaded {

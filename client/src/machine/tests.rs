@@ -60,7 +60,7 @@ fn ready(model: Digest) -> Input {
 }
 
 fn trained(key: RoundKey) -> Input {
-    Input::Trained { key, result: Ok(Trained { examples: 20, loss: 0.5 }) }
+    Input::Trained { key, result: Ok(Trained { examples: 20, loss: Some(0.5) }) }
 }
 
 fn kept(key: RoundKey) -> Kept {

@@ -10,7 +10,7 @@ use crate::data::Split;
 use crate::shard::Shard;
 
 fn dataset(labels: Vec<i64>) -> Dataset {
-    let train = Split { features: vec![0.0; labels.len()], labels };
+    let train = Split { features: vec![0.0; labels.len()], labels, ..Split::default() };
     let classes = train.labels.iter().max().map_or(1, |label| *label as usize + 1);
     Dataset { example_shape: vec![1], classes, train: Arc::new(train), test: Arc::default(), sites: None }
 }
@@ -212,7 +212,8 @@ fn quantities_follow_the_power_law_over_a_random_order_of_the_clients() {
 /// `examples` images of 2 × 3 × 3 with values of their own.
 fn images(examples: usize) -> Dataset {
     let features = (0..examples * 18).map(|at| (at * 37 % 101) as f32 / 100.0).collect();
-    let train = Split { features, labels: (0..examples).map(|at| (at % 3) as i64).collect() };
+    let train =
+        Split { features, labels: (0..examples).map(|at| (at % 3) as i64).collect(), ..Split::default() };
     Dataset {
         example_shape: vec![2, 3, 3],
         classes: 3,

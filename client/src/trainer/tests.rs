@@ -86,7 +86,7 @@ pub(super) fn blobs(model: &tributary_common::job::Model, count: usize, spread: 
         .map(|value| value + uniform(spread))
         .collect();
     let labels = labels.iter().map(|label| *label as i64).collect();
-    Shard::whole(Arc::new(Split { features, labels }))
+    Shard::whole(Arc::new(Split { features, labels, groups: Vec::new() }))
 }
 
 fn go() -> AtomicBool {
