@@ -11,7 +11,7 @@ use tributary_common::job::{Job, JobError, PrivacyUnit};
 use tributary_common::ledger::account::{JobRequest, Promise, Reading, Refusal};
 use tributary_common::ledger::book::{BookError, Dataset, NodeBook};
 use tributary_common::ledger::head::{LedgerKey, SignedHead};
-use tributary_common::ledger::record::{AccountId, Claim, CoordinatorId, JobKey, LedgerHash, Release};
+use tributary_common::ledger::record::{AccountId, CoordinatorId, JobKey, LedgerHash, Release};
 use tributary_common::privacy::Unit;
 use tributary_common::record::Reason;
 use tributary_common::time::Time;
@@ -395,7 +395,7 @@ fn promise(job: &Job, grouped: bool) -> Result<Option<Promise>, Failure> {
         unit: privacy.unit(grouped && privacy.unit == PrivacyUnit::Example),
         mechanism: privacy.mechanism.name().into(),
         events: job.round_events(),
-        claim: Claim { epsilon: guarantee.epsilon, delta: guarantee.delta, accountant: guarantee.accountant },
+        claim: guarantee.into(),
     }))
 }
 

@@ -334,7 +334,7 @@ impl Node {
     fn received(&mut self, outcome: Outcome) {
         let input = match outcome {
             Outcome::Update(key, update) => {
-                let trained = Trained { examples: update.examples, loss: Some(update.loss) };
+                let trained = Trained { examples: update.examples, loss: update.loss };
                 self.update = Some((key, update));
                 Input::Trained { key, result: Ok(trained) }
             }
@@ -657,7 +657,8 @@ fn failure(error: &TrainError) -> Failure {
         | TrainError::Diverged { .. }
         | TrainError::LossNotFinite
         | TrainError::Torch(_)
-        | TrainError::PrivacyNotAvailable => Reason::Training,
+        | TrainError::DeclaredExamples
+        | TrainError::Noise(_) => Reason::Training,
     };
     Failure { reason, detail: transport::chain(error) }
 }

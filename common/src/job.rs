@@ -9,9 +9,7 @@ use crate::model::{self, Architecture, ArchitectureError, LayerSpec, Layout, Net
 
 mod privacy;
 
-pub use privacy::{
-    AdaptiveClipping, Clipping, Guarantee, Mechanism, MetricsRelease, Privacy, PrivacyUnit, Sampler,
-};
+pub use privacy::{AdaptiveClipping, Clipping, Mechanism, MetricsRelease, Privacy, PrivacyUnit, Sampler};
 
 /// Why a job is refused.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]

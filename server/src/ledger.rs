@@ -70,11 +70,7 @@ impl Ledgers {
             mechanism: privacy.map_or("none", |privacy| privacy.mechanism.name()).into(),
             rounds: job.rounds,
             events: job.round_events(),
-            claim: guarantee.map(|guarantee| Claim {
-                epsilon: guarantee.epsilon,
-                delta: guarantee.delta,
-                accountant: guarantee.accountant,
-            }),
+            claim: guarantee.map(Claim::from),
         };
         book.open_run(opening, now)?;
         Ok(Ledger(book))

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Job, JobError};
 use crate::document::Schema;
+use crate::privacy::accounting::{self, Accountant, Guarantee};
 use crate::privacy::{Event, Noise, Unit};
 
 /// Most classes of which confusions are counted.
@@ -308,7 +309,9 @@ impl Job {
     /// One line, if that is more than `max_epsilon`.
     pub fn guarantee(&self) -> Result<Option<Guarantee>, JobError> {
         let Some(privacy) = &self.privacy else { return Ok(None) };
-        let guarantee = Guarantee::of(&self.events(self.rounds), privacy.delta);
+        let events = self.events(self.rounds);
+        let guarantee = accounting::epsilon(&events, privacy.delta, privacy.unit(false), Accountant::Best)
+            .map_err(|error| JobError::Invalid(format!("[privacy] {error}")))?;
         let (epsilon, most) = (guarantee.epsilon, privacy.max_epsilon);
         if epsilon > most {
             return Err(JobError::Invalid(format!(
@@ -318,30 +321,5 @@ impl Job {
             )));
         }
         Ok(Some(guarantee))
-    }
-}
-
-/// TEMPORARY until the accountants' own type is merged.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Guarantee {
-    /// ε.
-    pub epsilon: f64,
-    /// δ.
-    pub delta: f64,
-    /// Which accountant.
-    pub accountant: crate::ledger::record::Accountant,
-}
-
-impl Guarantee {
-    fn of(events: &[Event], delta: f64) -> Self {
-        use crate::ledger::record::Accountant;
-        use crate::privacy::accounting::{pld, rdp};
-        let by_rdp = rdp::epsilon(events, delta).value;
-        match pld::epsilon(events, delta) {
-            Some(bound) if bound.value <= by_rdp => {
-                Self { epsilon: bound.value, delta, accountant: Accountant::Pld }
-            }
-            _ => Self { epsilon: by_rdp, delta, accountant: Accountant::Rdp },
-        }
     }
 }

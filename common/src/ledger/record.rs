@@ -19,6 +19,7 @@ use super::hex::Hex;
 use crate::digest::Digest;
 use crate::ids::{NodeName, RunId};
 use crate::limits::{COHORT_MEMBERS, REASON_BYTES, ROUNDS};
+use crate::privacy::accounting::{Basis, Guarantee};
 use crate::privacy::{Adjacency, Event, Unit};
 use crate::time::Time;
 
@@ -209,6 +210,16 @@ pub enum Accountant {
     Pld,
     /// Rényi differential privacy.
     Rdp,
+}
+
+impl From<Guarantee> for Claim {
+    fn from(guarantee: Guarantee) -> Self {
+        let accountant = match guarantee.basis {
+            Basis::Pld { .. } => Accountant::Pld,
+            Basis::Rdp { .. } => Accountant::Rdp,
+        };
+        Self { epsilon: guarantee.epsilon, delta: guarantee.delta, accountant }
+    }
 }
 
 /// What a job promises over all its rounds.

@@ -1,4 +1,4 @@
-//! Differential privacy: what a mechanism is and what it costs. No clock, no file, no secret of its own.
+//! Differential privacy: what a mechanism is, what it costs and the noise it adds. No clock and no file.
 //!
 //! [`mechanism`] names what is done to data, [`accounting`] says what it costs, [`release`] lists what leaves a node.
 

@@ -415,7 +415,7 @@ impl Simulation<'_> {
         node.computation = None;
         if let Some(Outcome::Trained(result)) = outcomes.pop_if(|o| matches!(o, Outcome::Trained(_))) {
             let result = result.map_err(training_failed).map(|update| {
-                let trained = Trained { examples: update.examples, loss: Some(update.loss) };
+                let trained = Trained { examples: update.examples, loss: update.loss };
                 node.update = Some(update);
                 trained
             });
