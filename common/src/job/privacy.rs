@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Job, JobError};
 use crate::document::Schema;
-use crate::privacy::accounting::{self, Accountant, Guarantee};
+use crate::privacy::accounting::{self, Accountant, Basis, Guarantee};
 use crate::privacy::{Event, Noise, Unit};
 
 /// Most classes of which confusions are counted.
@@ -303,6 +303,38 @@ impl Job {
 }
 
 impl Job {
+    /// The job's promise in one line, with everything that an epsilon means nothing without; `None` without `[privacy]`.
+    ///
+    /// # Errors
+    /// As [`Job::guarantee`].
+    pub fn promise(&self) -> Result<Option<String>, JobError> {
+        let (Some(privacy), Some(guarantee)) = (&self.privacy, self.guarantee()?) else { return Ok(None) };
+        let whom = match privacy.unit {
+            PrivacyUnit::Example => "one example (or person, where a node's rows are grouped) more or less",
+            PrivacyUnit::Client => "one client's contribution or none (that it took part is public)",
+        };
+        let basis = match guarantee.basis {
+            Basis::Pld { grid_step } => format!("privacy loss distributions, grid step {grid_step:.1e}"),
+            Basis::Rdp { order } => format!("Rényi divergence of order {order:.2}"),
+        };
+        let sampling = match privacy.unit {
+            PrivacyUnit::Example => format!(
+                "Poisson sampling rate {}, {} steps",
+                self.train.sampling_rate.unwrap_or(1.0),
+                u64::from(self.train.local_steps.unwrap_or(1)) * u64::from(self.rounds)
+            ),
+            PrivacyUnit::Client => format!("everybody, {} rounds", self.rounds),
+        };
+        Ok(Some(format!(
+            "ε = {:.4} at δ = {} against {whom}; {basis}; {}, noise multiplier {}, clip norm {}, {sampling}",
+            guarantee.epsilon,
+            guarantee.delta,
+            privacy.mechanism.name(),
+            privacy.noise_multiplier,
+            privacy.clip_norm
+        )))
+    }
+
     /// What the job's whole length promises; `None` without `[privacy]`. The smaller of two accountants.
     ///
     /// # Errors

@@ -404,7 +404,7 @@ impl Actor {
                 outgoing.retain(|what| !matches!(what, Outgoing::Event(event) if waiting(event)));
             }
             outgoing.extend(run.handle(now, Input::Present { nodes })?);
-            let progress = Progress::new(rounds);
+            let progress = Progress::of(run.job());
             self.active = Some(Active { run, job_toml: job_toml.into(), progress, last: None });
             return Ok(outgoing);
         }

@@ -103,12 +103,22 @@ pub struct Settings {
     pub transport: Transport,
     /// A rule of one's own that makes each round's model of its updates; absent, the one that the job asks for.
     pub rule: Option<Box<dyn AggregationRule>>,
+    /// Whether the trainer draws a job's noise from secret bits: without it, nothing is private.
+    pub has_secret_noise: bool,
 }
 
 impl Settings {
     /// The defaults: a model drawn from the run's own stream, cohorts drawn, over memory, the weighted mean.
     pub fn new(workers: usize, trainer: MakeTrainer) -> Self {
-        Self { workers, trainer, initial: None, imposed: None, transport: Transport::Memory, rule: None }
+        Self {
+            workers,
+            trainer,
+            initial: None,
+            imposed: None,
+            transport: Transport::Memory,
+            rule: None,
+            has_secret_noise: true,
+        }
     }
 }
 
