@@ -1,5 +1,6 @@
 //! The command line: arguments, what is printed, exit codes.
 
+mod canary;
 mod figures;
 
 use std::process::ExitCode;
@@ -24,6 +25,8 @@ enum Command {
     Epsilon(figures::EpsilonArguments),
     /// Say how much noise a target epsilon asks for.
     Noise(figures::NoiseArguments),
+    /// Test a claim by an audit run's canaries and the noise that it recorded.
+    Canary(canary::CanaryArguments),
 }
 
 /// How to print.
@@ -41,6 +44,8 @@ enum Format {
 enum Outcome {
     /// Nothing to object to.
     Sound,
+    /// Something is wrong with the claim or with what was done.
+    Findings,
 }
 
 /// Runs the command line of this process.
@@ -50,9 +55,11 @@ pub fn main() -> ExitCode {
     let outcome = match cli.command {
         Command::Epsilon(arguments) => figures::epsilon(&arguments),
         Command::Noise(arguments) => figures::noise(&arguments),
+        Command::Canary(arguments) => canary::canary(&arguments),
     };
     match outcome {
         Ok(Outcome::Sound) => ExitCode::SUCCESS,
+        Ok(Outcome::Findings) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("tributary-audit: {error:#}");
             ExitCode::from(2)

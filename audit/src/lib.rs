@@ -1,7 +1,8 @@
 //! The auditor: recomputes what a privacy claim follows from, offline, from recorded parameters alone.
 //!
-//! [`cli`] is the command line. The mathematics of accounting is `tributary_common`'s, which the writers of claims use
+//! [`cli`] is the command line, [`canary`] the statistics of an audit run. The mathematics of accounting is `tributary_common`'s, which the writers of claims use
 //! too; what stands against a mistake in it is a second method (the lower bound), not a second implementation.
 #![forbid(unsafe_code)]
 
+pub mod canary;
 pub mod cli;

@@ -1,7 +1,7 @@
 //! A lower bound on epsilon: what an auditor holds a claim against from below.
 //!
 //! The accountants bound from above, so a claim may honestly be smaller than theirs, but never smaller than this. The
-//! method is another than [`pld`](super::pld)'s: each privacy loss is rounded to the nearest point of a grid and shifted so
+//! method is another than [`pld`]'s: each privacy loss is rounded to the nearest point of a grid and shifted so
 //! that the mean stays, and what rounding can do to a sum is bounded by Hoeffding's inequality (Gopi, Lee and Wutschitz
 //! 2021, arXiv 2106.02848, section 5 and Theorem 5.5, of which one side suffices here). Mass that is dropped on the way
 //! only makes the bound smaller. The grid's size is capped; for very long runs the bound is looser, never wrong.

@@ -10,10 +10,10 @@
 pub mod distributed;
 pub mod filter;
 pub mod lower;
-mod normal;
+pub mod normal;
 pub mod pld;
 pub mod rdp;
-mod sampled_gaussian;
+pub(super) mod sampled_gaussian;
 #[cfg(test)]
 mod tests;
 

@@ -6,14 +6,14 @@ use std::f64::consts::{FRAC_1_SQRT_2, PI};
 const SERIES_BELOW: f64 = -20.0;
 
 /// Φ(x), the probability of a value of at most `x`. Relative accuracy holds in the lower tail down to x = −37.
-pub(super) fn cdf(x: f64) -> f64 {
+pub fn cdf(x: f64) -> f64 {
     0.5 * libm::erfc(-x * FRAC_1_SQRT_2)
 }
 
 /// ln Φ(x), finite for every finite `x` above −1e150.
 ///
 /// The lower tail uses Φ(x) = φ(x)/|x| · (1 − 1/x² + 3/x⁴ − 15/x⁶ + …) (Abramowitz and Stegun 26.2.12).
-pub(super) fn ln_cdf(x: f64) -> f64 {
+pub fn ln_cdf(x: f64) -> f64 {
     if x > 0.0 {
         (-cdf(-x)).ln_1p()
     } else if x > SERIES_BELOW {
@@ -33,7 +33,7 @@ pub(super) fn ln_cdf(x: f64) -> f64 {
 /// Φ⁻¹(p): the value that is not exceeded with probability `p`, from 0 to 1 (−∞ and ∞ at the ends, NaN beyond).
 ///
 /// Newton's steps on ln Φ, which is concave, so that they converge from the left of the root.
-pub(super) fn quantile(p: f64) -> f64 {
+pub fn quantile(p: f64) -> f64 {
     if !(0.0..=1.0).contains(&p) {
         return f64::NAN;
     }

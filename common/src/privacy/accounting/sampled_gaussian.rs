@@ -13,7 +13,7 @@ const MAX_NODES: f64 = 4e6;
 
 /// The pair of outputs of one step.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct SampledGaussian {
+pub(in crate::privacy) struct SampledGaussian {
     /// Probability of being sampled, above 0 and at most 1.
     rate: f64,
     /// Standard deviation of the noise per sensitivity, above 0.
@@ -33,7 +33,7 @@ pub(super) struct Moment {
 
 impl SampledGaussian {
     /// None unless 0 < `rate` ≤ 1 and 0 < `sigma` < ∞.
-    pub(super) fn new(rate: f64, sigma: f64) -> Option<Self> {
+    pub(in crate::privacy) fn new(rate: f64, sigma: f64) -> Option<Self> {
         (rate > 0.0 && rate <= 1.0 && sigma > 0.0 && sigma.is_finite()).then_some(Self { rate, sigma })
     }
 
@@ -51,7 +51,7 @@ impl SampledGaussian {
     }
 
     /// ln r(z), accurate where r is near 1 and where its exponential overflows.
-    pub(super) fn ln_ratio(&self, z: f64) -> f64 {
+    pub(in crate::privacy) fn ln_ratio(&self, z: f64) -> f64 {
         let Self { rate: q, .. } = *self;
         let u = self.exponent(z);
         if q == 1.0 {
