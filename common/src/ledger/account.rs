@@ -504,7 +504,12 @@ impl NodeLedger {
     /// the chain.
     pub fn apply(&mut self, record: &Record) -> Result<(), Fault> {
         self.log.push(record)?;
-        match record.body() {
+        self.count(record.body())
+    }
+
+    /// [`NodeLedger::apply`] for a record that is in no chain: an auditor counts on after a damaged one.
+    pub(crate) fn count(&mut self, body: &Body) -> Result<(), Fault> {
+        match body {
             Body::AccountOpened {
                 account,
                 name,

@@ -202,23 +202,9 @@ fn salted(salt: Hex<32>, content: &[u8]) -> LedgerHash {
     Hex(hasher.chain_update(salt.0).chain_update(content).finalize().into())
 }
 
-/// How an epsilon was computed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Accountant {
-    /// Privacy loss distributions.
-    Pld,
-    /// Rényi differential privacy.
-    Rdp,
-}
-
 impl From<Guarantee> for Claim {
     fn from(guarantee: Guarantee) -> Self {
-        let accountant = match guarantee.basis {
-            Basis::Pld { .. } => Accountant::Pld,
-            Basis::Rdp { .. } => Accountant::Rdp,
-        };
-        Self { epsilon: guarantee.epsilon, delta: guarantee.delta, accountant }
+        Self { epsilon: guarantee.epsilon, delta: guarantee.delta, basis: guarantee.basis }
     }
 }
 
@@ -230,8 +216,14 @@ pub struct Claim {
     pub epsilon: f64,
     /// Above 0 and below 1.
     pub delta: f64,
-    /// How it was computed.
-    pub accountant: Accountant,
+    /// The accountant that computed it, and its order or grid.
+    pub basis: Basis,
+}
+
+impl From<&Guarantee> for Claim {
+    fn from(guarantee: &Guarantee) -> Self {
+        Self { epsilon: guarantee.epsilon, delta: guarantee.delta, basis: guarantee.basis }
+    }
 }
 
 /// What leaves a node in a round, each kind at most once under one charge.
@@ -782,7 +774,7 @@ mod tests {
             mechanism: "dp-sgd".into(),
             rounds: 30,
             events,
-            claim: Claim { epsilon: 2.6, delta, accountant: Accountant::Pld },
+            claim: Claim { epsilon: 2.6, delta, basis: Basis::Rdp { order: 7.0 } },
             rho: 0.1 + 0.2,
         }
     }
@@ -806,7 +798,7 @@ mod tests {
              \"role\":\"node\",\"name\":\"st-mary\"},\
              \"hash\":\"3a50da5a2e61cadac534569310d158136a8d1601aff519b2501cc494a0afa012\"}"
         );
-        let numbers = "\"claim\":{\"epsilon\":2.6,\"delta\":0.00001,\"accountant\":\"pld\"},\"rho\":0.30000000000000004}";
+        let numbers = "\"claim\":{\"epsilon\":2.6,\"delta\":0.00001,\"basis\":{\"accountant\":\"rdp\",\"order\":7.0}},\"rho\":0.30000000000000004}";
         assert!(second.line().contains(numbers), "{}", second.line());
     }
 

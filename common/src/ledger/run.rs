@@ -148,8 +148,13 @@ impl RunLedger {
     /// How it contradicts the records before it.
     pub fn apply(&mut self, record: &Record) -> Result<(), Fault> {
         self.log.push(record)?;
+        self.count(record.body())
+    }
+
+    /// [`RunLedger::apply`] for a record that is in no chain: an auditor counts on after a damaged one.
+    pub(crate) fn count(&mut self, body: &Body) -> Result<(), Fault> {
         let open = self.run.is_some() && !self.over;
-        match record.body() {
+        match body {
             Body::RunOpened { key, job, unit, mechanism, rounds, events, claim } => {
                 if self.run.is_some() {
                     return Err(Fault::Run("a second run is opened in a ledger of one run"));
@@ -343,7 +348,8 @@ mod tests {
     use crate::ledger::book::{BookError, RunBook};
     use crate::ledger::head::{LedgerKey, View};
     use crate::ledger::hex::Hex;
-    use crate::ledger::record::{Accountant, CoordinatorId};
+    use crate::ledger::record::CoordinatorId;
+    use crate::privacy::accounting::Basis;
     use crate::time::Time;
 
     const NOW: Time = Time(1_795_562_055_000);
@@ -356,7 +362,7 @@ mod tests {
             mechanism: "dp-sgd".into(),
             rounds: 2,
             events: vec![Event::gaussian(0.05, 1.6, 10)],
-            claim: Some(Claim { epsilon: 2.6, delta: 1e-5, accountant: Accountant::Pld }),
+            claim: Some(Claim { epsilon: 2.6, delta: 1e-5, basis: Basis::Pld { grid_step: 1e-4 } }),
         }
     }
 

@@ -10,7 +10,7 @@ use crate::ledger::book::{BookError, Charged, Dataset, NodeBook};
 use crate::ledger::file::LedgerFile;
 use crate::ledger::head::LedgerKey;
 use crate::ledger::hex::Hex;
-use crate::ledger::record::Accountant;
+use crate::privacy::accounting::Basis;
 use crate::time::Time;
 
 const NOW: Time = Time(1_795_562_055_000);
@@ -47,7 +47,7 @@ fn request(key: JobKey, rounds: u32) -> JobRequest {
         unit: Unit::Example,
         mechanism: "dp-sgd".into(),
         events: vec![Event::gaussian(0.05, 1.6, 10)],
-        claim: Claim { epsilon: 2.6, delta: 1e-5, accountant: Accountant::Pld },
+        claim: Claim { epsilon: 2.6, delta: 1e-5, basis: Basis::Pld { grid_step: 1e-4 } },
     };
     JobRequest { key, job: Digest::of(b"job"), rounds, promise: Some(promise) }
 }
@@ -57,7 +57,7 @@ fn client_request(key: JobKey, multiplier: f64, rate: f64) -> JobRequest {
         unit: Unit::Client,
         mechanism: "gaussian".into(),
         events: vec![Event::gaussian(rate, multiplier, 1)],
-        claim: Claim { epsilon: 1.0, delta: 1e-5, accountant: Accountant::Rdp },
+        claim: Claim { epsilon: 1.0, delta: 1e-5, basis: Basis::Rdp { order: 7.0 } },
     };
     JobRequest { key, job: Digest::of(b"client job"), rounds: 1, promise: Some(promise) }
 }
