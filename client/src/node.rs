@@ -658,7 +658,8 @@ fn failure(error: &TrainError) -> Failure {
         | TrainError::LossNotFinite
         | TrainError::Torch(_)
         | TrainError::DeclaredExamples
-        | TrainError::Noise(_) => Reason::Training,
+        | TrainError::Noise(_)
+        | TrainError::Audit(_) => Reason::Training,
     };
     Failure { reason, detail: transport::chain(error) }
 }

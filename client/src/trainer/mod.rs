@@ -10,7 +10,7 @@ mod units;
 pub use arithmetic::ArithmeticTrainer;
 pub use objective::Objective;
 pub use recorder::{CountRelease, Recorder, Release};
-pub use torch::TorchTrainer;
+pub use torch::{CanaryRecord, Sabotage, TorchTrainer, run_canaries};
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -112,6 +112,9 @@ pub enum TrainError {
         "the job has [privacy]: declare the number of examples in the node's configuration, once and rounded"
     )]
     DeclaredExamples,
+    /// The job is none that can be audited.
+    #[error("no audit: {0}")]
+    Audit(String),
     /// There is no noise to be had.
     #[error("no noise, so no training: {0}")]
     Noise(String),

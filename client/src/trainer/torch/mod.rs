@@ -3,6 +3,7 @@
 //! Every call that can fail goes through tch's `f_` variants, so a refusal of libtorch is a
 //! [`TrainError::Torch`], never a panic. libtorch's own random generator is never used.
 
+mod canary;
 mod convolution;
 mod elementwise;
 mod linear;
@@ -16,6 +17,8 @@ mod private;
 mod sgd;
 mod slots;
 mod threads;
+
+pub use canary::{CanaryRecord, Sabotage, run_canaries};
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -320,5 +323,7 @@ fn all_finite(values: &[f32]) -> bool {
 
 #[cfg(test)]
 mod reference;
+#[cfg(test)]
+mod replay;
 #[cfg(test)]
 mod tests;

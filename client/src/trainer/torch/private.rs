@@ -28,7 +28,7 @@ const AUTOMATIC: f64 = 0.01;
 const CLIP_RANGE: f64 = 1e9;
 /// Most examples that go through a network at a time: with convolutions, whose gradients lie in memory example by
 /// example, and without.
-const PHYSICAL: [usize; 2] = [32, 64];
+const PHYSICAL: [usize; 2] = [32, 256];
 
 impl From<NoiseError> for TrainError {
     fn from(error: NoiseError) -> Self {
@@ -304,7 +304,8 @@ impl Mechanism {
 
 /// Places of a batch that takes `count` examples: few sizes, because a network is bound to each.
 fn room(count: usize, most: usize) -> usize {
-    if count <= 8 { count.next_power_of_two() } else { count.next_multiple_of(8) }.min(most.max(count))
+    let step = if count <= 64 { 8 } else { 16 };
+    if count <= 8 { count.next_power_of_two() } else { count.next_multiple_of(step) }.min(most.max(count))
 }
 
 impl TorchTrainer {
@@ -425,4 +426,4 @@ impl TorchTrainer {
 
 #[cfg(test)]
 #[path = "private_tests.rs"]
-mod tests;
+pub(super) mod tests;

@@ -38,7 +38,7 @@ pub(in crate::trainer) fn private(mut job: Job, privacy: Privacy, steps: u32, ra
     job
 }
 
-fn declaring(job: Job, declared: u64) -> Task {
+pub(in crate::trainer) fn declaring(job: Job, declared: u64) -> Task {
     Task { declared_examples: Some(declared), ..task(job, "a") }
 }
 
