@@ -69,7 +69,14 @@ fn compare(model: &str, clients: usize) {
         let start = Instant::now();
         for (client, shard) in shards.iter().enumerate() {
             let client = format!("client-{client}").parse().expect("a valid name");
-            let task = Task { job: job.clone(), round: 1, client, model: initial.clone(), max_steps: None };
+            let task = Task {
+                job: job.clone(),
+                round: 1,
+                client,
+                model: initial.clone(),
+                declared_examples: None,
+                max_steps: None,
+            };
             trainer.train(&task, shard, &go).expect("training works");
         }
         of_engine.push(start.elapsed());
@@ -98,5 +105,6 @@ fn data() -> Split {
     Split {
         features: (0..examples * 784).map(|_| stream.random::<f32>()).collect(),
         labels: (0..examples).map(|_| stream.random_range(0..10)).collect(),
+        groups: Vec::new(),
     }
 }

@@ -68,6 +68,9 @@ struct Start {
     /// For drills: wait so long between storing an update and sending it, so that a test can kill the node there.
     #[arg(long, hide = true, default_value_t = 0)]
     pause_before_upload_seconds: u32,
+    /// For drills: stand still at this step of a round, so that a test can kill the node there.
+    #[arg(long, hide = true, value_enum)]
+    pause_at: Option<node::Drill>,
     /// For protocol tests: `arithmetic` does not train.
     #[arg(long, hide = true, value_enum, default_value_t = TrainerChoice::Torch)]
     trainer: TrainerChoice,
@@ -173,6 +176,7 @@ fn run(start: &Start) -> Result<ExitCode, Failure> {
             OutputFormat::Json => Format::Json,
         },
         pause_before_upload_seconds: start.pause_before_upload_seconds,
+        pause_at: start.pause_at,
         trainer: match start.trainer {
             TrainerChoice::Torch => TrainerKind::Torch,
             TrainerChoice::Arithmetic => TrainerKind::Arithmetic,

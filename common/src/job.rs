@@ -7,6 +7,10 @@ use crate::document::{self, DocumentError, Schema};
 use crate::limits;
 use crate::model::{self, Architecture, ArchitectureError, LayerSpec, Layout, Network};
 
+mod privacy;
+
+pub use privacy::{AdaptiveClipping, Clipping, Mechanism, MetricsRelease, Privacy, PrivacyUnit, Sampler};
+
 /// Why a job is refused.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum JobError {
@@ -43,6 +47,9 @@ pub struct Job {
     /// When the published model is evaluated.
     #[serde(default)]
     pub evaluation: Evaluation,
+    /// What is promised about the people in the data; `None` is `unit = "none"`: nothing is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub privacy: Option<Privacy>,
 }
 
 /// `[model]`: the architecture and its shape.
@@ -120,8 +127,13 @@ pub struct Train {
     /// SGD steps per round; either this or `local_epochs`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub local_steps: Option<u32>,
-    /// Examples in one SGD step.
+    /// Examples in one SGD step; 0, or absent, where `sampling_rate` draws them.
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub batch_size: u32,
+    /// With `[privacy] mechanism = "dp-sgd"`, in place of `batch_size`: the probability with which each example (or
+    /// person) is in a step's batch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sampling_rate: Option<f64>,
 }
 
 /// `[cohort]`: who takes part in a round.
@@ -175,6 +187,9 @@ fn one() -> f64 {
 fn one_u32() -> u32 {
     1
 }
+fn is_zero(value: &u32) -> bool {
+    *value == 0
+}
 fn default_deadline_seconds() -> u32 {
     600
 }
@@ -196,7 +211,7 @@ pub const SCHEMA: Schema = Schema {
         ("train", Some(&TRAIN)),
         ("cohort", Some(&COHORT)),
         ("evaluation", Some(&Schema { keys: &["every_rounds", "federated"], tables: &[] })),
-        ("privacy", None),
+        ("privacy", Some(&privacy::SCHEMA)),
         ("secure_aggregation", None),
         ("compression", None),
     ],
@@ -299,8 +314,9 @@ impl Job {
             return invalid(format!("rounds = {}: 1 to {} are possible", self.rounds, limits::ROUNDS));
         }
         self.layout()?;
-        self.train.check()?;
-        self.cohort.check(self.invited())
+        self.train.check(self.privacy.as_ref())?;
+        self.cohort.check(self.invited())?;
+        self.privacy.as_ref().map_or(Ok(()), |privacy| privacy.check(self))
     }
 }
 
@@ -340,7 +356,7 @@ impl Train {
         }
     }
 
-    fn check(&self) -> Result<(), JobError> {
+    fn check(&self, privacy: Option<&Privacy>) -> Result<(), JobError> {
         let invalid = |message: String| Err(JobError::Invalid(message));
         let positive = |value: f64| value.is_finite() && value > 0.0;
         if !positive(self.learning_rate) || self.learning_rate > 1e6 {
@@ -395,7 +411,32 @@ impl Train {
             }
             _ => {}
         }
-        if !(1..=1_000_000).contains(&self.batch_size) {
+        let private_steps = privacy.is_some_and(|privacy| privacy.mechanism == Mechanism::DpSgd);
+        match self.sampling_rate {
+            None if private_steps => {
+                return invalid(
+                    "[train] with mechanism = \"dp-sgd\" give sampling_rate, above 0 and at most 1".into(),
+                );
+            }
+            Some(_) if !private_steps => {
+                return invalid(
+                    "[train] sampling_rate belongs to [privacy] mechanism = \"dp-sgd\"; use batch_size"
+                        .into(),
+                );
+            }
+            Some(rate) if !(rate > 0.0 && rate <= 1.0) => {
+                return invalid(format!("[train] sampling_rate = {rate}: above 0 and at most 1 is needed"));
+            }
+            _ => {}
+        }
+        if private_steps && (self.batch_size != 0 || self.local_epochs.is_some()) {
+            return invalid(
+                "[train] batch_size and local_epochs would tell how many examples a node has: with \
+                 mechanism = \"dp-sgd\" give sampling_rate and local_steps alone"
+                    .into(),
+            );
+        }
+        if !private_steps && !(1..=1_000_000).contains(&self.batch_size) {
             return invalid(format!("[train] batch_size = {}: 1 to 1000000 are possible", self.batch_size));
         }
         Ok(())
@@ -441,8 +482,19 @@ fn refuse_unavailable(table: &mut Table) -> Result<(), JobError> {
             inner.as_table().is_none_or(|t| t.len() != 1 || t.get(key) != Some(&nothing))
         })
     };
-    if asks(table, "privacy", "unit", "none".into()) {
-        return Err(JobError::NotAvailable("privacy", " or set unit = \"none\" alone"));
+    let privacy = |key: &str| table.get("privacy").and_then(|privacy| privacy.get(key));
+    if privacy("mechanism") == Some(&"distributed".into()) {
+        let message = "[privacy] mechanism = \"distributed\" needs secure aggregation, which is not available yet in this \
+                       version; use \"dp-sgd\", or \"gaussian\" with a trusted coordinator";
+        return Err(JobError::Invalid(message.into()));
+    }
+    if privacy("unit") == Some(&"none".into()) {
+        if asks(table, "privacy", "unit", "none".into()) {
+            let message = "[privacy] unit = \"none\" promises nothing: remove the table's other keys, or set unit = \
+                           \"example\" or \"client\"";
+            return Err(JobError::Invalid(message.into()));
+        }
+        table.remove("privacy");
     }
     if asks(table, "secure_aggregation", "enabled", false.into()) {
         return Err(JobError::NotAvailable("secure_aggregation", " or set enabled = false alone"));
@@ -450,11 +502,7 @@ fn refuse_unavailable(table: &mut Table) -> Result<(), JobError> {
     if asks(table, "compression", "scheme", "none".into()) {
         return Err(JobError::NotAvailable("compression", " or set scheme = \"none\" alone"));
     }
-    if table.get("train").and_then(|train| train.get("sampling_rate")).is_some() {
-        let message = "[train] sampling_rate belongs to differential privacy, which is not available yet; use batch_size";
-        return Err(JobError::Invalid(message.into()));
-    }
-    for name in ["privacy", "secure_aggregation", "compression"] {
+    for name in ["secure_aggregation", "compression"] {
         table.remove(name);
     }
     Ok(())
@@ -541,9 +589,10 @@ mod tests {
             ),
             (&["model.architecture=sequential", "model.layers=['rlu']"], "layer 1: unknown layer"),
             (&["model.architecture=sequential", "model.hidden=[3]"], "only `mlp` does"),
-            (&["train.sampling_rate=0.1"], "not available yet"),
-            (&["privacy.unit=example"], "[privacy] is not available yet"),
-            (&["privacy.unit=none", "privacy.noise_multiplier=1.0"], "[privacy] is not available yet"),
+            (&["train.sampling_rate=0.1"], "sampling_rate belongs to"),
+            (&["privacy.unit=example"], "missing field"),
+            (&["privacy.mechanism=distributed"], "needs secure aggregation"),
+            (&["privacy.unit=none", "privacy.noise_multiplier=1.0"], "promises nothing"),
             (&["secure_aggregation.enabled=true"], "[secure_aggregation] is not available yet"),
             (&["compression.scheme=top-k"], "[compression] is not available yet"),
         ] {
@@ -556,6 +605,106 @@ mod tests {
         assert_eq!(harmless.unwrap(), Job::parse(JOB).unwrap());
         assert!(Job::parse("name = 1").unwrap_err().to_string().contains("invalid type"));
         assert!(Job::parse(&" ".repeat(70_000)).is_err());
+    }
+
+    const PRIVATE: [&str; 10] = [
+        "train.batch_size=0",
+        "train.local_steps=10",
+        "train.sampling_rate=0.05",
+        "privacy.unit=example",
+        "privacy.mechanism=dp-sgd",
+        "privacy.noise_multiplier=1.6",
+        "privacy.clip_norm=2.0",
+        "privacy.delta=1e-5",
+        "privacy.max_epsilon=3.0",
+        "rounds=30",
+    ];
+    const CLIENT: [&str; 6] = [
+        "privacy.unit=client",
+        "privacy.mechanism=gaussian",
+        "privacy.noise_multiplier=4.0",
+        "privacy.clip_norm=2.0",
+        "privacy.delta=1e-5",
+        "privacy.max_epsilon=3.0",
+    ];
+
+    #[test]
+    fn a_private_job_says_what_it_costs_and_reads_back_to_itself() {
+        let job = with(&PRIVATE).unwrap();
+        assert_eq!(Job::parse(&job.to_toml().unwrap()).unwrap(), job);
+        let [event] = job.round_events()[..] else { panic!() };
+        assert_eq!((event.sampling_rate, event.count, event.sensitivity), (0.05, 10, 2.0));
+        assert_eq!((event.noise_multiplier(), event.noise_standard_deviation), (1.6, 3.2));
+        assert_eq!(job.events(30)[0].count, 300);
+        assert!(with(&[]).unwrap().events(30).is_empty());
+
+        // Correction 15: nobody's absence from a cohort is a secret.
+        let [event] = with(&CLIENT).unwrap().round_events()[..] else { panic!() };
+        assert_eq!((event.sampling_rate, event.count), (1.0, 1));
+
+        let noised = ["evaluation.federated=true", "privacy.metrics=noised", "privacy.metrics_noise=20.0"];
+        let noised = with(&[&PRIVATE[..], &noised].concat()).unwrap();
+        assert_eq!(Job::parse(&noised.to_toml().unwrap()).unwrap(), noised);
+        let [_, metrics] = noised.round_events()[..] else { panic!() };
+        assert_eq!(
+            (metrics.sampling_rate, metrics.sensitivity, metrics.noise_standard_deviation),
+            (1.0, 1.0, 20.0)
+        );
+        let adaptive = with(&[&PRIVATE[..], &["privacy.clipping=adaptive"]].concat()).unwrap();
+        let constants = adaptive.privacy.as_ref().unwrap().adaptive(100.0).unwrap();
+        assert_eq!(
+            (constants.count_noise, constants.target_quantile, constants.learning_rate),
+            (5.0, 0.5, 0.2)
+        );
+        let both = constants.sum_noise_multiplier.powi(-2) + (2.0 * constants.count_noise).powi(-2);
+        assert!(
+            (both.powf(-0.5) - 1.6).abs() < 1e-12,
+            "pitfall 9: sum and count together cost the job's multiplier"
+        );
+    }
+
+    /// Correction 1 and pitfall 8: nothing that would follow from a number of examples; and whatever else does not fit.
+    #[test]
+    fn a_private_job_that_cannot_keep_its_promise_is_refused() {
+        for (base, overrides, words) in [
+            (&PRIVATE[..], &["train.batch_size=10"][..], "would tell how many examples"),
+            (&PRIVATE, &["train.sampling_rate=0.0"], "sampling_rate = 0"),
+            (&PRIVATE, &["train.sampling_rate=1.5"], "sampling_rate = 1.5"),
+            (&PRIVATE, &["privacy.unit=client"], "\"dp-sgd\" protects examples"),
+            (&PRIVATE, &["privacy.mechanism=gaussian"], "sampling_rate belongs to"),
+            (&CLIENT, &["privacy.unit=example"], "\"gaussian\" protects clients"),
+            (&PRIVATE, &["privacy.mechanism=distributed"], "needs secure aggregation"),
+            (&PRIVATE, &["privacy.noise_multiplier=0.0"], "noise_multiplier = 0"),
+            (&PRIVATE, &["privacy.clip_norm=nan"], "clip_norm"),
+            (&PRIVATE, &["privacy.delta=0.0"], "delta = 0"),
+            (&PRIVATE, &["privacy.delta=1.0"], "delta = 1"),
+            (&PRIVATE, &["privacy.max_epsilon=-1.0"], "max_epsilon = -1"),
+            (&PRIVATE, &["privacy.target_quantile=0.5"], "belongs to clipping"),
+            (
+                &PRIVATE,
+                &["privacy.clipping=adaptive", "privacy.count_noise=0.8"],
+                "count_noise must be above",
+            ),
+            (&PRIVATE, &["privacy.clipping=adaptive", "privacy.target_quantile=1.0"], "target_quantile"),
+            (&PRIVATE, &["privacy.metrics=noised"], "needs metrics_noise"),
+            (&PRIVATE, &["privacy.metrics=noised", "privacy.metrics_noise=9.0"], "federated = true"),
+            (&PRIVATE, &["privacy.metrics_noise=9.0"], "belongs to metrics"),
+            (&PRIVATE, &["privacy.noise=1.0"], "unknown key"),
+            (&CLIENT, &["train.sampling_rate=0.5"], "sampling_rate belongs to"),
+            (&CLIENT, &["cohort.over_selection=1.5"], "over_selection = 1"),
+            (&CLIENT, &["privacy.sampler=discrete-gaussian"], "belongs to mechanism"),
+        ] {
+            let error = with(&[base, overrides].concat()).unwrap_err();
+            assert!(error.contains(words), "{overrides:?}: {error}");
+            assert!(!error.contains('\n'), "{error}");
+        }
+        let epochs: Vec<&str> = PRIVATE.iter().copied().filter(|set| !set.contains("local_steps")).collect();
+        let mut table = document::parse(&JOB.replace("local_steps = 100", "local_epochs = 1")).unwrap();
+        for assignment in epochs {
+            document::set(&mut table, assignment).unwrap();
+        }
+        assert!(Job::from_table(table).unwrap_err().to_string().contains("would tell how many examples"));
+        assert!(with(&PRIVATE[3..]).unwrap_err().contains("give sampling_rate"));
     }
 
     #[test]

@@ -16,6 +16,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use tributary_client::data::fetch::{self, FetchProgress, MNIST_MIRROR};
 use tributary_client::trainer::{ArithmeticTrainer, TorchTrainer, Trainer};
 use tributary_common::model::{self, Layout};
+use tributary_common::progress::Progress;
 
 use crate::engine::{Settings, Transport};
 use crate::follow::{Follower, Format};
@@ -240,14 +241,21 @@ fn run(arguments: &RunArguments, out: &mut dyn Write) -> Result<(), End> {
 
     let workers = arguments.workers.map_or_else(cores, NonZeroUsize::get);
     let (trainer, trainer_name) = trainer(arguments.trainer);
-    let mut follower = Follower::new(arguments.format, scenario.job.rounds, out);
+    let job = Arc::new(scenario.job.clone());
+    let progress = match arguments.trainer {
+        TrainerKind::Arithmetic => Progress::without_noise(&job),
+        TrainerKind::Torch => Progress::of(&job),
+    };
+    let mut follower = Follower::new(arguments.format, progress, out);
     follower.watch_for(arguments.target_accuracy);
     if arguments.format == Format::Human {
         follower.print(&session.opening(workers));
     }
     let stop = interruptible().map_err(failed)?;
     let transport = arguments.transport;
-    let settings = Settings { initial, imposed, transport, ..Settings::new(workers, trainer) };
+    let has_secret_noise = arguments.trainer == TrainerKind::Torch;
+    let settings =
+        Settings { initial, imposed, transport, has_secret_noise, ..Settings::new(workers, trainer) };
     let ended = session.run(settings, trainer_name, target, follower, &stop, &mut |_| {}).map_err(failed)?;
     let (problem, interrupted, timing) = (ended.problem(), ended.interrupted(), ended.timing());
     let folder = ended.write().map_err(failed)?;

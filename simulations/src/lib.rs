@@ -20,6 +20,7 @@ pub mod engine;
 pub mod faults;
 pub mod plan;
 pub mod population;
+pub mod privacy_plan;
 pub mod replay;
 pub mod report;
 pub mod scenario;

@@ -187,7 +187,7 @@ struct Counting {
 impl Trainer for Counting {
     fn train(&mut self, task: &Task, shard: &Shard, _: &AtomicBool) -> Result<ClientUpdate, TrainError> {
         self.began.lock().unwrap().push(task.client.to_string());
-        Ok(ClientUpdate { delta: vec![0.0; task.model.len()], examples: shard.len() as u64, loss: 0.0 })
+        Ok(ClientUpdate { delta: vec![0.0; task.model.len()], examples: shard.len() as u64, loss: Some(0.0) })
     }
 
     fn evaluate(&mut self, _: &Job, _: &[f32], _: &Shard) -> Result<Metrics, TrainError> {

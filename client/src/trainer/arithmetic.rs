@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rand::RngExt;
 
-use tributary_common::job::Job;
+use tributary_common::job::{Job, PrivacyUnit};
 use tributary_common::record::Metrics;
 use tributary_common::rng::{Purpose, Stream};
 
@@ -16,6 +16,9 @@ use crate::shard::Shard;
 /// Each value of the change is `rate · (target − value) + noise`, where the target is the mean label of the client
 /// as a share of the classes and the noise, ±0.01, comes from the stream (seed, shuffle, round, client): a wrong
 /// round, client, model or shard shows in the bits, and any number of rounds stays finite.
+///
+/// With `[privacy]` it reports what a private trainer reports, and adds no noise of the mechanism's: its updates are
+/// for protocol tests and promise nobody anything.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ArithmeticTrainer;
 
@@ -23,14 +26,19 @@ impl Trainer for ArithmeticTrainer {
     fn train(&mut self, task: &Task, shard: &Shard, stop: &AtomicBool) -> Result<ClientUpdate, TrainError> {
         let job = &task.job;
         check(job, job.layout()?.parameters(), &task.model, shard)?;
-        if shard.is_empty() {
-            return Err(TrainError::NoExamples);
-        }
+        let unit = job.privacy.as_ref().map(|privacy| privacy.unit);
+        let declared = task.declared_examples.filter(|declared| *declared > 0);
+        let weight = match unit {
+            None if shard.is_empty() => return Err(TrainError::NoExamples),
+            None => shard.len() as u64,
+            Some(PrivacyUnit::Client) => 1,
+            Some(PrivacyUnit::Example) => declared.ok_or(TrainError::DeclaredExamples)?,
+        };
         if stop.load(Ordering::Relaxed) {
             return Err(TrainError::Cancelled);
         }
         let labels = shard.indices.iter().filter_map(|index| shard.examples.labels.get(*index as usize));
-        let target = labels.sum::<i64>() as f64 / (shard.len() * job.model.classes) as f64;
+        let target = labels.sum::<i64>() as f64 / (shard.len().max(1) * job.model.classes) as f64;
         let share = task.steps(shard.len() as u64) as f64 / job.train.steps(shard.len() as u64).max(1) as f64;
         let rate = (job.train.learning_rate(task.round, job.rounds).min(0.5) * share) as f32;
         let mut stream = Stream::new(job.seed, Purpose::Shuffle, task.round, task.client.as_str());
@@ -42,8 +50,8 @@ impl Trainer for ArithmeticTrainer {
         if delta.iter().any(|value| !value.is_finite()) {
             return Err(TrainError::Diverged { step: 1 });
         }
-        let loss = 1.0 / f64::from(task.round.max(1)) + target;
-        Ok(ClientUpdate { delta, examples: shard.len() as u64, loss })
+        let loss = unit.is_none().then(|| 1.0 / f64::from(task.round.max(1)) + target);
+        Ok(ClientUpdate { delta, examples: weight, loss })
     }
 
     /// Loss ½ per example; three of four examples are right, every fourth counts as the class after its own.

@@ -3,11 +3,14 @@
 mod arithmetic;
 mod batches;
 mod objective;
+mod recorder;
 mod torch;
+mod units;
 
 pub use arithmetic::ArithmeticTrainer;
 pub use objective::Objective;
-pub use torch::TorchTrainer;
+pub use recorder::{CountRelease, Recorder, Release};
+pub use torch::{CanaryRecord, Sabotage, TorchTrainer, run_canaries};
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -30,6 +33,9 @@ pub struct Task {
     pub client: NodeName,
     /// The published model that training starts from.
     pub model: Parameters,
+    /// What the node's operator declared as its number of examples, once and rounded: with `[privacy]` it stands for
+    /// the true one, as weight and in the divisor.
+    pub declared_examples: Option<u64>,
     /// Fewest of these and the job's steps are taken: a straggler's partial work (Li et al. 2020, section 3.2).
     pub max_steps: Option<u64>,
 }
@@ -47,10 +53,11 @@ impl Task {
 pub struct ClientUpdate {
     /// Trained model minus published model, in the order of the layout; every value is finite.
     pub delta: Vec<f32>,
-    /// Examples of the client: its weight in the average.
+    /// The client's weight in the average: its number of examples; with `[privacy]` the declared one, or 1 where the
+    /// unit is a client.
     pub examples: u64,
-    /// Mean cross-entropy over the examples as they were trained on.
-    pub loss: f64,
+    /// Mean cross-entropy over the examples as they were trained on; `None` with `[privacy]`.
+    pub loss: Option<f64>,
 }
 
 /// Why a client could not train or evaluate.
@@ -100,6 +107,17 @@ pub enum TrainError {
     /// The evaluated model left the finite numbers.
     #[error("the model's loss on these examples is not finite: it has diverged; lower [train] learning_rate")]
     LossNotFinite,
+    /// Nobody said what stands for the number of examples, which is private.
+    #[error(
+        "the job has [privacy]: declare the number of examples in the node's configuration, once and rounded"
+    )]
+    DeclaredExamples,
+    /// The job is none that can be audited.
+    #[error("no audit: {0}")]
+    Audit(String),
+    /// There is no noise to be had.
+    #[error("no noise, so no training: {0}")]
+    Noise(String),
     /// The job's model cannot be built.
     #[error(transparent)]
     Job(#[from] JobError),
@@ -110,7 +128,8 @@ pub enum TrainError {
 
 /// Trains and evaluates for clients, one after another.
 ///
-/// The result is a function of the arguments alone: of no earlier call, thread, clock or ambient generator.
+/// The result is a function of the arguments alone: of no earlier call, thread, clock or ambient generator. With
+/// `[privacy]` and the unit `example` it is drawn with secret bits of the operating system's: no two are equal.
 pub trait Trainer: Send {
     /// Trains `task` on `shard`; `stop` is looked at before every step.
     fn train(&mut self, task: &Task, shard: &Shard, stop: &AtomicBool) -> Result<ClientUpdate, TrainError>;
@@ -151,7 +170,10 @@ fn check(job: &Job, parameters: usize, model: &[f32], shard: &Shard) -> Result<(
                     "the client's part names example {example}, but there are {labels}"
                 )));
             }
-            Some(label) if !usize::try_from(*label).is_ok_and(|label| label < classes) => {
+            // A private job is not refused because of one row: it adds nothing.
+            Some(label)
+                if job.privacy.is_none() && !usize::try_from(*label).is_ok_and(|label| label < classes) =>
+            {
                 return Err(TrainError::Label { example, label: *label, classes });
             }
             Some(_) => {}

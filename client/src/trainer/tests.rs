@@ -44,7 +44,14 @@ pub(super) fn job(architecture: &str, inputs: &[usize], classes: usize) -> Job {
 /// The first round of `client` in `job`, from the job's first parameters.
 pub(super) fn task(job: Job, client: &str) -> Task {
     let model = job.layout().unwrap().initial(job.seed).into();
-    Task { job: Arc::new(job), round: 1, client: client.parse().unwrap(), model, max_steps: None }
+    Task {
+        job: Arc::new(job),
+        round: 1,
+        client: client.parse().unwrap(),
+        model,
+        declared_examples: None,
+        max_steps: None,
+    }
 }
 
 /// Every architecture on a shape that it takes.
@@ -79,7 +86,7 @@ pub(super) fn blobs(model: &tributary_common::job::Model, count: usize, spread: 
         .map(|value| value + uniform(spread))
         .collect();
     let labels = labels.iter().map(|label| *label as i64).collect();
-    Shard::whole(Arc::new(Split { features, labels }))
+    Shard::whole(Arc::new(Split { features, labels, groups: Vec::new() }))
 }
 
 fn go() -> AtomicBool {

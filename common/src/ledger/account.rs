@@ -395,6 +395,7 @@ struct Account {
     order: f64,
     cap: Option<f64>,
     budget: Option<f64>,
+    data: Commitment,
     source: Commitment,
     disjoint: BTreeSet<AccountId>,
     lost: f64,
@@ -520,9 +521,9 @@ impl NodeLedger {
                 delta,
                 order,
                 cap_epsilon,
+                data,
                 source,
                 disjoint_from,
-                ..
             } => {
                 if self.accounts.contains_key(account) {
                     return Err(Fault::AccountTwice(*account));
@@ -536,6 +537,7 @@ impl NodeLedger {
                     order: *order,
                     cap: *cap_epsilon,
                     budget: cap.map(|budget| budget.unwrap_or(0.0)),
+                    data: *data,
                     source: *source,
                     disjoint: disjoint_from.iter().copied().collect(),
                     lost: 0.0,
@@ -548,8 +550,9 @@ impl NodeLedger {
                     _ => Ok(()),
                 }
             }
-            Body::DatasetChanged { account, source, .. } => {
-                self.account_mut(*account)?.source = *source;
+            Body::DatasetChanged { account, data, source } => {
+                let account = self.account_mut(*account)?;
+                (account.data, account.source) = (*data, *source);
                 Ok(())
             }
             Body::DisjointDeclared { account, other } => {
@@ -778,6 +781,13 @@ impl NodeLedger {
             source: new.source,
             disjoint_from: new.disjoint_from,
         })
+    }
+
+    /// Whether an account is over these data from this source.
+    pub fn is_over_data(&self, account: AccountId, secret: &Secret, data: &[u8], source: &[u8]) -> bool {
+        let holds =
+            |account: &Account| secret.opens(&account.data, data) && secret.opens(&account.source, source);
+        self.accounts.get(&account).is_some_and(holds)
     }
 
     /// Records that an account's data changed. The account stays, and with it what was spent.

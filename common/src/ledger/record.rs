@@ -202,6 +202,12 @@ fn salted(salt: Hex<32>, content: &[u8]) -> LedgerHash {
     Hex(hasher.chain_update(salt.0).chain_update(content).finalize().into())
 }
 
+impl From<Guarantee> for Claim {
+    fn from(guarantee: Guarantee) -> Self {
+        Self { epsilon: guarantee.epsilon, delta: guarantee.delta, basis: guarantee.basis }
+    }
+}
+
 /// What a job promises over all its rounds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -246,8 +252,8 @@ pub enum Party {
 pub struct Participant {
     /// The node.
     pub node: NodeName,
-    /// Digest of the bytes that arrived from it.
-    pub payload: Digest,
+    /// Digest of the bytes that arrived from it; `None` where they are not noised, so that their digest would tell.
+    pub payload: Option<Digest>,
 }
 
 /// What shows that a ledger was longer once.

@@ -127,6 +127,11 @@ impl RunLedger {
         self.run.as_ref()
     }
 
+    /// The payload that a node sent for the round under way, in an earlier attempt.
+    pub fn payload_of(&self, node: &NodeName) -> Option<Digest> {
+        self.payloads.get(node).copied()
+    }
+
     /// Rounds published.
     pub fn published(&self) -> u32 {
         self.published
@@ -187,8 +192,8 @@ impl RunLedger {
             Body::RoundAbandoned { round, attempt, participants } => {
                 let fits = self.fits(*round, *attempt, participants);
                 self.attempt = (*attempt).max(self.attempt);
-                for participant in participants {
-                    self.payloads.insert(participant.node.clone(), participant.payload);
+                for Participant { node, payload } in participants {
+                    self.payloads.extend(payload.map(|payload| (node.clone(), payload)));
                 }
                 fits.map_err(fault)
             }
@@ -302,6 +307,7 @@ impl RunLedger {
         }
         let mut now: BTreeMap<&NodeName, Digest> = BTreeMap::new();
         for Participant { node, payload } in participants {
+            let Some(payload) = payload else { continue };
             let first = self.payloads.get(node).or_else(|| now.get(node)).copied();
             if let Some(first) = first.filter(|first| first != payload) {
                 let (node, second) = (node.clone(), *payload);
@@ -361,7 +367,7 @@ mod tests {
     }
 
     fn sent(node: &str, payload: &[u8]) -> Participant {
-        Participant { node: node.parse().unwrap(), payload: Digest::of(payload) }
+        Participant { node: node.parse().unwrap(), payload: Some(Digest::of(payload)) }
     }
 
     fn refused(result: Result<(), BookError>) -> RunRefusal {

@@ -4,6 +4,7 @@ use std::future::Future;
 use std::io::{IsTerminal as _, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tonic::transport::Channel;
@@ -157,9 +158,9 @@ async fn submit(
 /// Prints a run's lines to its end. The exit code tells how it ended.
 async fn follow(client: &mut AdminClient<Channel>, run: RunId, format: Format) -> Result<ExitCode, Failure> {
     let shown = client.show_run(wire::ShowRunRequest { run: run.0 }).await?.into_inner();
-    let rounds = shown.run.map_or(0, |run| run.rounds);
+    let job = Job::parse(&shown.job_toml).map_err(Failure::failed)?;
     let mut events = client.watch_run(wire::WatchRunRequest { run: run.0 }).await?.into_inner();
-    let mut progress = Progress::new(rounds);
+    let mut progress = Progress::of(&Arc::new(job));
     let mut status = StatusLine::new(format);
     let lost = || {
         Failure::failed(format!(

@@ -8,8 +8,8 @@ use std::ops::Range;
 
 use tch::TchError;
 
-use super::linear::Target;
-use super::memory::{Memory, Product, transposed};
+use super::linear::{Target, square_norm};
+use super::memory::{Memory, Product, Products, transposed};
 use super::parameters::Parameters;
 use super::slots::Slots;
 
@@ -48,6 +48,19 @@ pub(super) struct Convolution {
     pub(super) size: usize,
     pub(super) stride: usize,
     pub(super) padding: usize,
+    /// Whether the norms of single examples' gradients are found without computing these.
+    pub(super) ghost: bool,
+}
+
+/// How the gradients of single examples are measured and summed, for [`Target::Clipped`].
+enum Each {
+    /// Not at all.
+    Nothing,
+    /// Each example's weight gradient is computed and kept until its factor is known.
+    Direct { gradients: Memory, products: Vec<Products>, factors: Memory, sum: Product },
+    /// Norms from the inner products of the windows and those of the slopes, T × T for T positions: for windows u and
+    /// slopes g, ‖Σ g_t·u_tᵀ‖² = Σ_t Σ_s ⟨u_t, u_s⟩·⟨g_t, g_s⟩ (Li et al. 2022). The sum then takes the windows again.
+    Ghost { of_windows: Memory, of_slopes: Memory, products: Vec<[Products; 2]>, squares: Vec<f64> },
 }
 
 /// A layer's products for one batch size, and its unfolded windows.
@@ -61,6 +74,9 @@ pub(super) struct Bound {
     window_slopes: Memory,
     input: Vec<Product>,
     weight: Vec<Product>,
+    each: Each,
+    /// Sums of the slopes over the positions, example by example: the bias's gradients.
+    sums: Vec<f32>,
     /// One image with its padding.
     padded: Vec<f32>,
 }
@@ -101,8 +117,14 @@ impl Convolution {
             window_slopes,
             input: Vec::new(),
             weight: Vec::new(),
+            each: Each::Nothing,
+            sums: Vec::new(),
             padded,
         };
+        if target == Some(Target::Clipped) {
+            bound.sums = vec![0.0; examples * outputs];
+            bound.each = self.each(slots, parameters, &bound)?;
+        }
         for first in (0..examples).step_by(part) {
             let rows = part.min(examples - first) * positions;
             let at = first * positions * outputs;
@@ -123,6 +145,50 @@ impl Convolution {
             });
         }
         Ok(bound)
+    }
+
+    /// Whether norms without gradients cost less: the inner products of all pairs of positions against the gradient,
+    /// 2T² ≤ p·d for T positions, p outputs and windows of d values (Bu et al. 2022).
+    pub(super) fn prefers_ghost(&self) -> bool {
+        2 * self.positions() * self.positions() <= self.into.channels * self.window()
+    }
+
+    fn each(&self, slots: &Slots, parameters: &Parameters, bound: &Bound) -> Result<Each, TchError> {
+        let (window, positions, outputs) = (self.window(), self.positions(), self.into.channels);
+        let (examples, part) = (bound.examples, bound.part);
+        let parts = (0..examples).step_by(part).map(|first| (first, part.min(examples - first)));
+        let windows = |count: usize| bound.windows.matrices(0, count, positions, window);
+        let slopes = |first: usize, count: usize| {
+            slots.slope(self.output).matrices(first * positions * outputs, count, positions, outputs)
+        };
+        if self.ghost {
+            let of_windows = Memory::zeros(part * positions * positions)?;
+            let of_slopes = Memory::zeros(part * positions * positions)?;
+            let square = |out: &Memory, matrices: tch::Tensor, count: usize| -> Result<Products, TchError> {
+                let right = transposed(&matrices)?;
+                Ok(Products::set(out.matrices(0, count, positions, positions)?, matrices, right))
+            };
+            let products = parts.map(|(first, count)| {
+                let of_windows = square(&of_windows, windows(count)?, count)?;
+                Ok([of_windows, square(&of_slopes, slopes(first, count)?, count)?])
+            });
+            let products = products.collect::<Result<Vec<_>, TchError>>()?;
+            return Ok(Each::Ghost { of_windows, of_slopes, products, squares: vec![0.0; examples] });
+        }
+        let size = outputs * window;
+        let gradients = Memory::zeros(examples * size)?;
+        let products = parts.map(|(first, count)| {
+            let out = gradients.matrices(first * size, count, outputs, window)?;
+            Ok(Products::set(out, transposed(&slopes(first, count)?)?, windows(count)?))
+        });
+        let products = products.collect::<Result<Vec<_>, TchError>>()?;
+        let factors = Memory::zeros(examples)?;
+        let sum = Product::add(
+            Target::Clipped.of(parameters).matrix(self.weight.start, 1, size, size)?,
+            factors.matrix(0, 1, examples, examples)?,
+            gradients.matrix(0, examples, size, size)?,
+        );
+        Ok(Each::Direct { gradients, products, factors, sum })
     }
 
     pub(super) fn forward(
@@ -148,14 +214,24 @@ impl Convolution {
         parameters: &mut Parameters,
         target: Target,
     ) -> Result<(), TchError> {
-        let slopes = slots.slope(self.output).values();
-        let slopes = slopes.get(..bound.examples * self.into.values()).unwrap_or_default();
-        target.column_sums(parameters, &self.bias, slopes);
+        if target != Target::Clipped {
+            self.sum_bias(bound, slots, parameters, target);
+        }
         // All slopes with respect to the input come first: they need the weight as it was.
         for part in 0..bound.input.len() {
             bound.input[part].run()?;
             self.fold_part(bound, slots, part);
         }
+        if target == Target::Clipped { self.measure(bound, slots) } else { self.sum_weight(bound, slots) }
+    }
+
+    fn sum_bias(&self, bound: &Bound, slots: &Slots, parameters: &mut Parameters, target: Target) {
+        let slopes = slots.slope(self.output).values();
+        let slopes = slopes.get(..bound.examples * self.into.values()).unwrap_or_default();
+        target.column_sums(parameters, &self.bias, slopes);
+    }
+
+    fn sum_weight(&self, bound: &mut Bound, slots: &Slots) -> Result<(), TchError> {
         for part in 0..bound.weight.len() {
             // One part is there still from the way forward.
             if bound.weight.len() > 1 {
@@ -164,6 +240,97 @@ impl Convolution {
             bound.weight[part].run()?;
         }
         Ok(())
+    }
+
+    /// Finds what [`Convolution::add_squares`] and [`Convolution::add_clipped`] need of each example.
+    fn measure(&self, bound: &mut Bound, slots: &Slots) -> Result<(), TchError> {
+        let outputs = self.into.channels.max(1);
+        let slopes = slots.slope(self.output).values().chunks_exact(self.into.values().max(1));
+        for (sums, slopes) in bound.sums.chunks_exact_mut(outputs).zip(slopes) {
+            sums.fill(0.0);
+            for pixel in slopes.chunks_exact(outputs) {
+                sums.iter_mut().zip(pixel).for_each(|(sum, slope)| *sum += slope);
+            }
+        }
+        let parts = bound.examples.div_ceil(bound.part);
+        for part in 0..parts {
+            if parts > 1 {
+                self.unfold_part(bound, slots, part);
+            }
+            let images = self.images(bound, part);
+            match &mut bound.each {
+                Each::Nothing => {}
+                Each::Direct { products, .. } => products[part].run()?,
+                Each::Ghost { of_windows, of_slopes, products, squares } => {
+                    products[part].iter_mut().try_for_each(Products::run)?;
+                    let each = (self.positions() * self.positions()).max(1);
+                    let pairs =
+                        of_windows.values().chunks_exact(each).zip(of_slopes.values().chunks_exact(each));
+                    for (square, (windows, slopes)) in squares[images].iter_mut().zip(pairs) {
+                        *square = ghost_square(windows, slopes, self.positions());
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds to each example's `squares` the squared norm of its gradient.
+    pub(super) fn add_squares(&self, bound: &Bound, squares: &mut [f64]) {
+        let biases = bound.sums.chunks_exact(self.into.channels.max(1));
+        squares.iter_mut().zip(biases).for_each(|(square, bias)| *square += square_norm(bias));
+        match &bound.each {
+            Each::Nothing => {}
+            Each::Direct { gradients, .. } => {
+                let gradients = gradients.values().chunks_exact(self.weight.len().max(1));
+                squares
+                    .iter_mut()
+                    .zip(gradients)
+                    .for_each(|(square, gradient)| *square += square_norm(gradient));
+            }
+            Each::Ghost { squares: found, .. } => {
+                squares.iter_mut().zip(found).for_each(|(square, found)| *square += found);
+            }
+        }
+    }
+
+    /// Adds each example's gradient times its factor to the target.
+    pub(super) fn add_clipped(
+        &self,
+        bound: &mut Bound,
+        slots: &mut Slots,
+        parameters: &mut Parameters,
+        factors: &[f32],
+    ) -> Result<(), TchError> {
+        match &mut bound.each {
+            Each::Nothing => Ok(()),
+            Each::Direct { gradients, factors: kept, sum, .. } => {
+                let rows = gradients.values_mut().chunks_exact_mut(self.weight.len().max(1));
+                let biases = bound.sums.chunks_exact_mut(self.into.channels.max(1));
+                let into = parameters.gradient.values_mut().get_mut(self.bias.clone()).unwrap_or_default();
+                for ((factor, row), bias) in factors.iter().zip(rows).zip(biases) {
+                    if *factor == 0.0 {
+                        // They may be no numbers, and zero times such a value is none either.
+                        row.fill(0.0);
+                        bias.fill(0.0);
+                    }
+                    into.iter_mut().zip(bias).for_each(|(into, bias)| *into += factor * *bias);
+                }
+                kept.values_mut().iter_mut().zip(factors).for_each(|(kept, factor)| *kept = *factor);
+                sum.run()
+            }
+            Each::Ghost { .. } => {
+                let image = (self.input, self.from.values());
+                slots.scale(image, (self.output, self.into.values()), factors);
+                self.sum_bias(bound, slots, parameters, Target::Clipped);
+                // The windows in memory are those of the last part, and not yet without what is no number.
+                for part in 0..bound.weight.len() {
+                    self.unfold_part(bound, slots, part);
+                    bound.weight[part].run()?;
+                }
+                Ok(())
+            }
+        }
     }
 
     /// The images of a part, with their places in it.
@@ -290,4 +457,22 @@ impl Convolution {
         let wide = shape.width * shape.channels;
         (0..self.size).map(move |row| &image[start + row * wide..])
     }
+}
+
+/// Σ_t Σ_s `windows`[t, s]·`slopes`[t, s], and what rounding in single precision may have taken from it: each inner
+/// product is off by a few 2⁻²⁴ of the two norms, so the sum by as much of (Σ_t ‖u_t‖‖g_t‖)². A norm too small would
+/// leave a gradient longer than the clip norm; one too large by so little only shortens it.
+fn ghost_square(windows: &[f32], slopes: &[f32], positions: usize) -> f64 {
+    let mut lanes = [0.0f64; 8];
+    let (left, left_rest) = windows.as_chunks::<8>();
+    let (right, right_rest) = slopes.as_chunks::<8>();
+    for (left, right) in left.iter().zip(right) {
+        for (sum, (a, b)) in lanes.iter_mut().zip(left.iter().zip(right)) {
+            *sum += f64::from(*a) * f64::from(*b);
+        }
+    }
+    let rest: f64 = left_rest.iter().zip(right_rest).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+    let diagonal = |of: &[f32]| of.iter().step_by(positions + 1).map(|v| f64::from(*v)).collect::<Vec<f64>>();
+    let norms = diagonal(windows).iter().zip(diagonal(slopes)).map(|(a, b)| (a * b).sqrt()).sum::<f64>();
+    lanes.iter().sum::<f64>() + rest + norms * norms * 4.0 * 2f64.powi(-24)
 }

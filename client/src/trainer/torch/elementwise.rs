@@ -1,8 +1,6 @@
 //! Layers that change each value in its place, and the ways between slots.
 
-use rand::RngExt;
-
-use tributary_common::rng::Stream;
+use rand::{Rng, RngExt};
 
 use super::convolution::Image;
 use super::slots::Slots;
@@ -28,8 +26,8 @@ pub(super) fn tanh_slopes(values: &[f32], slopes: &mut [f32]) {
 }
 
 /// Inverted dropout (Srivastava et al. 2014): each value is dropped with `probability`, what stays is scaled.
-/// The draws are the stream's next ones, one per value, in the order in which the values lie.
-pub(super) fn dropout(values: &mut [f32], probability: f64, stream: &mut Stream, factors: &mut Vec<f32>) {
+/// The draws are the source's next ones, one per value, in the order in which the values lie.
+pub(super) fn dropout(values: &mut [f32], probability: f64, stream: &mut dyn Rng, factors: &mut Vec<f32>) {
     let kept = (1.0 / (1.0 - probability)) as f32;
     factors.clear();
     factors

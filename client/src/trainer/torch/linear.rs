@@ -19,6 +19,8 @@ pub(super) enum Target {
     Values,
     /// Into the gradient, for an update rule that needs more than it.
     Gradient,
+    /// Onto the gradient, example by example times a factor that depends on the norm of the example's own gradient.
+    Clipped,
 }
 
 impl Target {
@@ -26,14 +28,14 @@ impl Target {
     pub(super) fn of(self, parameters: &Parameters) -> &Memory {
         match self {
             Target::Values => &parameters.values,
-            Target::Gradient => &parameters.gradient,
+            Target::Gradient | Target::Clipped => &parameters.gradient,
         }
     }
 
     /// The product `left · right` into, or onto, the target's matrix `out`.
     pub(super) fn product(self, out: tch::Tensor, left: tch::Tensor, right: tch::Tensor) -> Product {
         match self {
-            Target::Values => Product::add(out, left, right),
+            Target::Values | Target::Clipped => Product::add(out, left, right),
             Target::Gradient => Product::set(out, left, right),
         }
     }
@@ -42,7 +44,7 @@ impl Target {
     pub(super) fn column_sums(self, parameters: &mut Parameters, range: &Range<usize>, slopes: &[f32]) {
         let block = match self {
             Target::Values => &mut parameters.values,
-            Target::Gradient => &mut parameters.gradient,
+            Target::Gradient | Target::Clipped => &mut parameters.gradient,
         };
         let Some(sums) = block.values_mut().get_mut(range.clone()) else { return };
         if self == Target::Gradient {
@@ -73,6 +75,8 @@ pub(super) struct Bound {
     forward: Vec<Product>,
     /// In their order: a block's input slopes need its weight as it was, so they come before its change.
     backward: Vec<Product>,
+    /// The changes of the weight, where they come after all slopes are known: [`Target::Clipped`].
+    clipped: Vec<Product>,
 }
 
 impl Linear {
@@ -92,7 +96,7 @@ impl Linear {
         } else {
             outputs
         };
-        let (mut forward, mut backward) = (Vec::new(), Vec::new());
+        let (mut forward, mut backward, mut clipped) = (Vec::new(), Vec::new(), Vec::new());
         for first in (0..outputs).step_by(block) {
             let width = block.min(outputs - first);
             let at = self.weight.start + first * inputs;
@@ -108,9 +112,10 @@ impl Linear {
                 backward.push(product(into, slopes.shallow_clone(), weight));
             }
             let change = target.of(parameters).matrix(at, width, inputs, inputs)?;
-            backward.push(target.product(change, transposed(&slopes)?, all()?));
+            let change = target.product(change, transposed(&slopes)?, all()?);
+            if target == Target::Clipped { &mut clipped } else { &mut backward }.push(change);
         }
-        Ok(Bound { rows, forward, backward })
+        Ok(Bound { rows, forward, backward, clipped })
     }
 
     pub(super) fn forward(
@@ -132,9 +137,53 @@ impl Linear {
         parameters: &mut Parameters,
         target: Target,
     ) -> Result<(), TchError> {
+        if target != Target::Clipped {
+            self.sum_bias(bound, slots, parameters, target);
+        }
+        bound.backward.iter_mut().try_for_each(Product::run)
+    }
+
+    fn sum_bias(&self, bound: &Bound, slots: &Slots, parameters: &mut Parameters, target: Target) {
         let slopes = slots.slope(self.output).values();
         let slopes = slopes.get(..bound.rows * self.outputs).unwrap_or_default();
         target.column_sums(parameters, &self.bias, slopes);
-        bound.backward.iter_mut().try_for_each(Product::run)
     }
+
+    /// Adds to each example's `squares` the squared norm of its gradient: with slopes g and input a, that of the outer
+    /// product and of g itself, ‖g‖²·(‖a‖² + 1).
+    pub(super) fn add_squares(&self, slots: &Slots, squares: &mut [f64]) {
+        let slopes = slots.slope(self.output).values().chunks_exact(self.outputs.max(1));
+        let inputs = slots.value(self.input).values().chunks_exact(self.inputs.max(1));
+        for (square, (slopes, input)) in squares.iter_mut().zip(slopes.zip(inputs)) {
+            *square += square_norm(slopes) * (square_norm(input) + 1.0);
+        }
+    }
+
+    /// Adds each example's gradient times its factor to the target.
+    pub(super) fn add_clipped(
+        &self,
+        bound: &mut Bound,
+        slots: &mut Slots,
+        parameters: &mut Parameters,
+        factors: &[f32],
+    ) -> Result<(), TchError> {
+        slots.scale((self.input, self.inputs), (self.output, self.outputs), factors);
+        self.sum_bias(bound, slots, parameters, Target::Clipped);
+        bound.clipped.iter_mut().try_for_each(Product::run)
+    }
+}
+
+/// The squared Euclidean norm, in double precision.
+pub(super) fn square_norm(values: &[f32]) -> f64 {
+    // Sums side by side: the compiler makes vector instructions of them.
+    let (blocks, rest) = values.as_chunks::<16>();
+    let mut sums = [0.0f64; 16];
+    for block in blocks {
+        for (sum, value) in sums.iter_mut().zip(block) {
+            let value = f64::from(*value);
+            *sum += value * value;
+        }
+    }
+    let rest: f64 = rest.iter().map(|value| f64::from(*value) * f64::from(*value)).sum();
+    sums.iter().sum::<f64>() + rest
 }

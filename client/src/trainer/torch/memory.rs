@@ -25,7 +25,7 @@ impl Memory {
     pub(super) fn values(&self) -> &[f32] {
         // SAFETY: `tensor` is a contiguous CPU tensor of at least `length` f32, made in `zeros`, private and never
         // resized, so the pointer is valid and aligned while `self` lives. libtorch writes to it only within
-        // `Product::run`, a call during which no slice of any block is held: it takes no block and returns none.
+        // `Product::run` and `Products::run`, during which no slice of any block is held: they take no block.
         unsafe { slice::from_raw_parts(self.tensor.data_ptr().cast::<f32>(), self.length) }
     }
 
@@ -51,6 +51,31 @@ impl Memory {
             return Err(TchError::Shape(format!("{rows}×{columns} at {offset} of {}", self.length)));
         }
         let (sizes, strides) = ([signed(rows)?, signed(columns)?], [signed(stride)?, 1]);
+        self.tensor.f_as_strided(sizes.as_slice(), strides.as_slice(), signed(offset)?)
+    }
+}
+
+impl Memory {
+    /// `count` matrices of `rows × columns`, one after another from `offset`.
+    ///
+    /// # Errors
+    /// [`TchError::Shape`] for matrices that do not lie within the block.
+    pub(super) fn matrices(
+        &self,
+        offset: usize,
+        count: usize,
+        rows: usize,
+        columns: usize,
+    ) -> Result<Tensor, TchError> {
+        let each = rows.saturating_mul(columns);
+        if count.saturating_mul(each).saturating_add(offset) > self.length {
+            return Err(TchError::Shape(format!(
+                "{count} of {rows}×{columns} at {offset} of {}",
+                self.length
+            )));
+        }
+        let sizes = [signed(count)?, signed(rows)?, signed(columns)?];
+        let strides = [signed(each)?, signed(columns)?, 1];
         self.tensor.f_as_strided(sizes.as_slice(), strides.as_slice(), signed(offset)?)
     }
 }
@@ -91,7 +116,27 @@ impl Product {
     }
 }
 
-/// The transpose of a matrix, as a view.
+/// As many matrix products as there are matrices in the operands: `out[i] = left[i] · right[i]`.
+pub(super) struct Products {
+    out: Tensor,
+    left: Tensor,
+    right: Tensor,
+}
+
+impl Products {
+    /// Binds `count × n × k`, `count × k × m` and, for the results, `count × n × m`.
+    pub(super) fn set(out: Tensor, left: Tensor, right: Tensor) -> Self {
+        Self { out, left, right }
+    }
+
+    /// Computes them.
+    pub(super) fn run(&mut self) -> Result<(), TchError> {
+        let _same = self.left.f_bmm_out(&self.out, &self.right)?;
+        Ok(())
+    }
+}
+
+/// The transpose of a matrix, or of each of several, as a view.
 pub(super) fn transposed(matrix: &Tensor) -> Result<Tensor, TchError> {
-    matrix.f_transpose(0, 1)
+    matrix.f_transpose(-2, -1)
 }

@@ -3,6 +3,7 @@
 //! Every call that can fail goes through tch's `f_` variants, so a refusal of libtorch is a
 //! [`TrainError::Torch`], never a panic. libtorch's own random generator is never used.
 
+mod canary;
 mod convolution;
 mod elementwise;
 mod linear;
@@ -12,15 +13,18 @@ mod network;
 mod normalisation;
 mod parameters;
 mod pooling;
+mod private;
 mod sgd;
 mod slots;
 mod threads;
+
+pub use canary::{CanaryRecord, Sabotage, run_canaries};
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tch::TchError;
 
-use tributary_common::job::{Job, Model};
+use tributary_common::job::{Job, Model, PrivacyUnit};
 use tributary_common::model::Layout;
 use tributary_common::record::{Metrics, one_line};
 use tributary_common::rng::{Purpose, Stream};
@@ -31,7 +35,8 @@ use self::parameters::Parameters;
 use self::sgd::Sgd;
 use super::batches::Batches;
 use super::{
-    ClientUpdate, EVALUATION_BATCH, Objective, Task, TrainError, Trainer, check, count, no_confusion,
+    ClientUpdate, EVALUATION_BATCH, Objective, Recorder, Task, TrainError, Trainer, check, count,
+    no_confusion,
 };
 use crate::data::Split;
 use crate::shard::Shard;
@@ -56,6 +61,9 @@ impl From<TchError> for TrainError {
 pub struct TorchTrainer {
     prepared: Option<Prepared>,
     objective: Option<Box<dyn Objective>>,
+    recorder: Option<Box<dyn Recorder>>,
+    #[cfg(feature = "seeded-noise")]
+    seed: Option<u64>,
     labels: Vec<usize>,
     /// Model and gradient in the order of the layout, for an objective.
     for_objective: [Vec<f32>; 2],
@@ -71,6 +79,8 @@ struct Prepared {
     plain: Option<Network>,
     /// Leaves each step's gradient for the update rule.
     general: Option<Network>,
+    /// Adds up single examples' gradients, each brought down to a norm.
+    clipping: Option<Network>,
     evaluating: Option<Network>,
 }
 
@@ -78,7 +88,7 @@ impl Prepared {
     fn new(job: &Job) -> Result<Self, TrainError> {
         let layout = job.layout()?;
         let parameters = Parameters::new(&layout)?;
-        let (plain, general, evaluating) = (None, None, None);
+        let (plain, general, clipping, evaluating) = (None, None, None, None);
         Ok(Self {
             model: job.model.clone(),
             layout,
@@ -86,6 +96,7 @@ impl Prepared {
             sgd: Sgd::default(),
             plain,
             general,
+            clipping,
             evaluating,
         })
     }
@@ -95,16 +106,17 @@ impl Prepared {
         &mut self,
         target: Option<Target>,
     ) -> Result<(&mut Network, &mut Parameters, &mut Sgd), TrainError> {
-        let Self { model, layout, parameters, sgd, plain, general, evaluating } = self;
+        let Self { model, layout, parameters, sgd, plain, general, clipping, evaluating } = self;
         let kept = match target {
             Some(Target::Values) => plain,
             Some(Target::Gradient) => general,
+            Some(Target::Clipped) => clipping,
             None => evaluating,
         };
         let network = match kept.take() {
             Some(network) => network,
             None => {
-                if target == Some(Target::Gradient) {
+                if matches!(target, Some(Target::Gradient | Target::Clipped)) {
                     parameters.make_gradient()?;
                 }
                 let layers = model.network().map_err(tributary_common::job::JobError::from)?;
@@ -127,6 +139,17 @@ impl TorchTrainer {
         Self { objective: Some(objective), ..Self::new() }
     }
 
+    /// A trainer that `recorder` watches in every private training: for audits.
+    pub fn with_recorder(recorder: Box<dyn Recorder>) -> Self {
+        Self { recorder: Some(recorder), ..Self::new() }
+    }
+
+    /// A trainer whose noise anybody can repeat: its updates promise nothing.
+    #[cfg(feature = "seeded-noise")]
+    pub fn with_seeded_noise(seed: u64) -> Self {
+        Self { seed: Some(seed), ..Self::new() }
+    }
+
     /// What is kept for the model of `job`: from the last call, where it was the same.
     fn prepare<'a>(kept: &'a mut Option<Prepared>, job: &Job) -> Result<&'a mut Prepared, TrainError> {
         // Dropped before the next is made: two large models need not be in memory at once.
@@ -141,13 +164,62 @@ impl TorchTrainer {
 
 impl Trainer for TorchTrainer {
     /// Minimises the mean cross-entropy by mini-batch SGD with momentum, weight decay and, for FedProx, the
-    /// proximal term, for [`Task::steps`] steps.
+    /// proximal term, for [`Task::steps`] steps; with `[privacy]` as its unit asks.
     fn train(&mut self, task: &Task, shard: &Shard, stop: &AtomicBool) -> Result<ClientUpdate, TrainError> {
         threads::one_intra_op_thread();
         let _no_graph = tch::no_grad_guard();
         let job = &task.job;
+        let parameters = Self::prepare(&mut self.prepared, job)?.parameters.len();
+        check(job, parameters, &task.model, shard)?;
+        match &job.privacy {
+            None => self.train_openly(task, shard, stop),
+            Some(privacy) => match privacy.unit {
+                PrivacyUnit::Example => self.train_private(task, shard, privacy, stop),
+                PrivacyUnit::Client => of_client(self.train_openly(task, shard, stop), parameters),
+            },
+        }
+    }
+
+    /// Sums the per-example losses of each [`EVALUATION_BATCH`] examples in the order of the shard, and then the sums.
+    fn evaluate(&mut self, job: &Job, model: &[f32], shard: &Shard) -> Result<Metrics, TrainError> {
+        threads::one_intra_op_thread();
+        let _no_graph = tch::no_grad_guard();
         let prepared = Self::prepare(&mut self.prepared, job)?;
-        check(job, prepared.parameters.len(), &task.model, shard)?;
+        check(job, prepared.parameters.len(), model, shard)?;
+        if shard.is_empty() {
+            return Ok(Metrics::default());
+        }
+        let (network, parameters, _) = prepared.network(None)?;
+        parameters.load(model);
+        let classes = job.model.classes;
+        let mut metrics = Metrics { confusion: no_confusion(classes), ..Metrics::default() };
+        for batch in shard.indices.chunks(EVALUATION_BATCH) {
+            let mut loss_sum = 0.0;
+            for part in batch.chunks(EVALUATION_PART) {
+                let examples =
+                    take_batch(network, parameters, &mut self.labels, &shard.examples, part.iter())?;
+                let logits = network.forward(parameters, examples, None)?;
+                for (logits, label) in logits.chunks_exact(classes).zip(&self.labels) {
+                    let (loss, predicted) = loss::cross_entropy(logits, *label);
+                    loss_sum += loss;
+                    count(&mut metrics, classes, *label as i64, predicted as i64);
+                }
+            }
+            metrics.loss_sum += loss_sum;
+        }
+        if metrics.loss_sum.is_finite() { Ok(metrics) } else { Err(TrainError::LossNotFinite) }
+    }
+}
+
+impl TorchTrainer {
+    fn train_openly(
+        &mut self,
+        task: &Task,
+        shard: &Shard,
+        stop: &AtomicBool,
+    ) -> Result<ClientUpdate, TrainError> {
+        let job = &task.job;
+        let prepared = Self::prepare(&mut self.prepared, job)?;
         if shard.is_empty() {
             return Err(TrainError::NoExamples);
         }
@@ -202,38 +274,22 @@ impl Trainer for TorchTrainer {
         if let Some(objective) = &mut self.objective {
             objective.finish(task, steps, &delta);
         }
-        Ok(ClientUpdate { delta, examples: shard.len() as u64, loss: loss_sum / seen.max(1) as f64 })
+        Ok(ClientUpdate { delta, examples: shard.len() as u64, loss: Some(loss_sum / seen.max(1) as f64) })
     }
+}
 
-    /// Sums the per-example losses of each [`EVALUATION_BATCH`] examples in the order of the shard, and then the sums.
-    fn evaluate(&mut self, job: &Job, model: &[f32], shard: &Shard) -> Result<Metrics, TrainError> {
-        threads::one_intra_op_thread();
-        let _no_graph = tch::no_grad_guard();
-        let prepared = Self::prepare(&mut self.prepared, job)?;
-        check(job, prepared.parameters.len(), model, shard)?;
-        if shard.is_empty() {
-            return Ok(Metrics::default());
-        }
-        let (network, parameters, _) = prepared.network(None)?;
-        parameters.load(model);
-        let classes = job.model.classes;
-        let mut metrics = Metrics { confusion: no_confusion(classes), ..Metrics::default() };
-        for batch in shard.indices.chunks(EVALUATION_BATCH) {
-            let mut loss_sum = 0.0;
-            for part in batch.chunks(EVALUATION_PART) {
-                let examples =
-                    take_batch(network, parameters, &mut self.labels, &shard.examples, part.iter())?;
-                let logits = network.forward(parameters, examples, None)?;
-                for (logits, label) in logits.chunks_exact(classes).zip(&self.labels) {
-                    let (loss, predicted) = loss::cross_entropy(logits, *label);
-                    loss_sum += loss;
-                    count(&mut metrics, classes, *label as i64, predicted as i64);
-                }
-            }
-            metrics.loss_sum += loss_sum;
-        }
-        if metrics.loss_sum.is_finite() { Ok(metrics) } else { Err(TrainError::LossNotFinite) }
-    }
+/// What leaves where the client is the unit: weight one, no loss and, whatever its data did, an update. One without
+/// examples, or that left the finite numbers, changes nothing.
+fn of_client(
+    trained: Result<ClientUpdate, TrainError>,
+    parameters: usize,
+) -> Result<ClientUpdate, TrainError> {
+    let delta = match trained {
+        Ok(update) => update.delta,
+        Err(TrainError::Diverged { .. } | TrainError::NoExamples) => vec![0.0; parameters],
+        Err(error) => return Err(error),
+    };
+    Ok(ClientUpdate { delta, examples: 1, loss: None })
 }
 
 /// Puts the examples at `indices`, which [`check`] has seen, into the network; their labels into `labels`. Returns
@@ -267,5 +323,7 @@ fn all_finite(values: &[f32]) -> bool {
 
 #[cfg(test)]
 mod reference;
+#[cfg(test)]
+mod replay;
 #[cfg(test)]
 mod tests;

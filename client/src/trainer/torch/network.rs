@@ -6,10 +6,10 @@
 
 use std::collections::BTreeMap;
 
+use rand::Rng;
 use tch::TchError;
 
 use tributary_common::model::{Layer, Layout};
-use tributary_common::rng::Stream;
 
 use super::convolution::{self, Convolution, Image};
 use super::elementwise;
@@ -188,12 +188,18 @@ impl Network {
         }
     }
 
-    /// The logits of the batch, row by row; with a stream, as in training.
+    /// Puts an example of zeros at place `at` of the batch.
+    pub(super) fn take_nothing(&mut self, at: usize) {
+        let each = self.input.values();
+        self.slots.value_mut(0).get_mut(at * each..(at + 1) * each).unwrap_or_default().fill(0.0);
+    }
+
+    /// The logits of the batch, row by row; with a source of random bits, as in training.
     pub(super) fn forward(
         &mut self,
         parameters: &Parameters,
         examples: usize,
-        mut dropout: Option<&mut Stream>,
+        mut dropout: Option<&mut dyn Rng>,
     ) -> Result<&[f32], TchError> {
         let Self { stages, sizes, slots, bound, .. } = self;
         let kept = bound.get_mut(&examples).map(Vec::as_mut_slice).unwrap_or_default();
@@ -303,6 +309,63 @@ impl Network {
         }
         Ok(())
     }
+
+    /// The squared norm of each example's own gradient, in place of `squares`: after [`Network::backward`] towards
+    /// [`Target::Clipped`], which leaves the gradient as it was.
+    pub(super) fn squares(&self, examples: usize, squares: &mut Vec<f64>) {
+        squares.clear();
+        squares.resize(examples, 0.0);
+        let kept = self.bound.get(&examples).map(Vec::as_slice).unwrap_or_default();
+        for (stage, kept) in self.stages.iter().zip(kept) {
+            match (stage, kept) {
+                (Stage::Linear(layer), _) => layer.add_squares(&self.slots, squares),
+                (Stage::Convolution(layer), Kept::Convolution(bound)) => layer.add_squares(bound, squares),
+                (Stage::GroupNorm(layer), Kept::Moments(moments)) => layer.add_squares(moments, squares),
+                _ => {}
+            }
+        }
+    }
+
+    /// Adds each example's gradient times its factor to the gradient: the other half of [`Network::backward`] towards
+    /// [`Target::Clipped`]. An example whose factor is zero adds nothing, whatever its values are.
+    pub(super) fn add_clipped(
+        &mut self,
+        parameters: &mut Parameters,
+        factors: &[f32],
+    ) -> Result<(), TchError> {
+        let Self { stages, slots, bound, .. } = self;
+        let kept = bound.get_mut(&factors.len()).map(Vec::as_mut_slice).unwrap_or_default();
+        for (stage, kept) in stages.iter().zip(kept) {
+            match (stage, kept) {
+                (Stage::Linear(layer), Kept::Linear(bound)) => {
+                    layer.add_clipped(bound, slots, parameters, factors)?;
+                }
+                (Stage::Convolution(layer), Kept::Convolution(bound)) => {
+                    layer.add_clipped(bound, slots, parameters, factors)?;
+                }
+                (Stage::GroupNorm(layer), Kept::Moments(moments)) => {
+                    layer.add_clipped(moments, parameters, factors);
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes all convolutions find norms in the one way or the other; before the first batch.
+    #[cfg(test)]
+    pub(super) fn force_ghost(&mut self, ghost: bool) {
+        for stage in &mut self.stages {
+            if let Stage::Convolution(layer) = stage {
+                layer.ghost = ghost;
+            }
+        }
+    }
+
+    /// Whether a layer unfolds windows.
+    pub(super) fn has_convolutions(&self) -> bool {
+        self.stages.iter().any(|stage| matches!(stage, Stage::Convolution(_)))
+    }
 }
 
 struct Compiler<'a> {
@@ -358,8 +421,20 @@ impl Compiler<'_> {
                 let output = self.slot(into.values());
                 let (weight, bias) = (self.range(name, "weight")?, self.range(name, "bias")?);
                 let (size, stride, padding) = (*size, *stride, *padding);
-                let layer =
-                    Convolution { input: slot, output, weight, bias, from, into, size, stride, padding };
+                let ghost = false;
+                let mut layer = Convolution {
+                    input: slot,
+                    output,
+                    weight,
+                    bias,
+                    from,
+                    into,
+                    size,
+                    stride,
+                    padding,
+                    ghost,
+                };
+                layer.ghost = layer.prefers_ghost();
                 self.stages.push(Stage::Convolution(layer));
                 Ok((output, Shape::Image(into)))
             }

@@ -28,6 +28,8 @@ pub(super) struct Moments {
     rows: Vec<f32>,
     sums: Vec<f64>,
     own: Vec<f32>,
+    /// Example by example the gradients of weight and bias, for [`Target::Clipped`].
+    each: Vec<f64>,
 }
 
 impl GroupNorm {
@@ -46,7 +48,7 @@ impl GroupNorm {
         let all = parameters.values.values();
         let (weight, bias) = (&all[self.weight.clone()], &all[self.bias.clone()]);
         let (values, normal) = slots.values_pair(self.input, self.output);
-        let Moments { rows, sums, own } = moments;
+        let Moments { rows, sums, own, .. } = moments;
         rows.resize(examples * 2 * channels, 0.0);
         let images = values.chunks_exact(each).zip(normal.chunks_exact_mut(each));
         for ((image, normal), row) in images.zip(rows.chunks_exact_mut(2 * channels)) {
@@ -88,7 +90,8 @@ impl GroupNorm {
     ) {
         let (channels, each) = (self.image.channels, self.image.values());
         let weight = parameters.values.values()[self.weight.clone()].to_vec();
-        let Moments { rows, sums, own } = moments;
+        let Moments { rows, sums, own, each: of_each } = moments;
+        of_each.clear();
         // Slopes of weight and bias, as one row each.
         own.clear();
         own.resize(2 * channels, 0.0);
@@ -111,7 +114,11 @@ impl GroupNorm {
                     *plain += f64::from(*slope);
                 }
             }
-            own.iter_mut().zip(&*sums).for_each(|(own, sum)| *own += *sum as f32);
+            if target == Target::Clipped {
+                of_each.extend_from_slice(sums);
+            } else {
+                own.iter_mut().zip(&*sums).for_each(|(own, sum)| *own += *sum as f32);
+            }
             for half in sums.chunks_exact_mut(channels) {
                 half.iter_mut().zip(&weight).for_each(|(sum, weight)| *sum *= f64::from(*weight));
             }
@@ -129,9 +136,39 @@ impl GroupNorm {
                 }
             }
         }
-        let (weights, biases) = own.split_at(channels);
-        target.column_sums(parameters, &self.weight, weights);
-        target.column_sums(parameters, &self.bias, biases);
+        if target != Target::Clipped {
+            let (weights, biases) = own.split_at(channels);
+            target.column_sums(parameters, &self.weight, weights);
+            target.column_sums(parameters, &self.bias, biases);
+        }
+    }
+
+    /// Adds to each example's `squares` the squared norm of its gradient.
+    pub(super) fn add_squares(&self, moments: &Moments, squares: &mut [f64]) {
+        let rows = moments.each.chunks_exact(2 * self.image.channels.max(1));
+        for (square, row) in squares.iter_mut().zip(rows) {
+            *square += row.iter().map(|slope| slope * slope).sum::<f64>();
+        }
+    }
+
+    /// Adds each example's gradient times its factor to the target; nothing where that is zero.
+    pub(super) fn add_clipped(&self, moments: &mut Moments, parameters: &mut Parameters, factors: &[f32]) {
+        let channels = self.image.channels;
+        let Moments { sums, each, .. } = moments;
+        sums.clear();
+        sums.resize(2 * channels, 0.0);
+        for (factor, row) in factors.iter().zip(each.chunks_exact(2 * channels.max(1))) {
+            if *factor != 0.0 {
+                let factor = f64::from(*factor);
+                sums.iter_mut().zip(row).for_each(|(sum, slope)| *sum += factor * slope);
+            }
+        }
+        let (weights, biases) = sums.split_at(channels);
+        let gradient = parameters.gradient.values_mut();
+        for (range, sums) in [(&self.weight, weights), (&self.bias, biases)] {
+            let into = gradient.get_mut(range.clone()).unwrap_or_default();
+            into.iter_mut().zip(sums).for_each(|(into, sum)| *into += *sum as f32);
+        }
     }
 
     /// Adds up the channels' sums over each group, divides by its values, and gives every channel what `of` makes of

@@ -65,19 +65,16 @@ impl Parameters {
 
     /// Takes a model, in the order of the layout.
     pub(super) fn load(&mut self, model: &[f32]) {
-        let values = self.values.values_mut();
-        values.copy_from_slice(model);
-        for part in &self.reordered {
-            let into = values.get_mut(part.range.clone()).unwrap_or_default();
-            for (value, at) in into.iter_mut().zip(part.positions()) {
-                *value = model.get(at).copied().unwrap_or_default();
-            }
-        }
+        let Self { values, reordered, .. } = self;
+        reorder(reordered, model, values.values_mut());
     }
 
-    /// Makes room for the gradient; to be called once, before a network is bound to it.
+    /// Makes room for the gradient; to be called before a network is bound to it.
     pub(super) fn make_gradient(&mut self) -> Result<(), TchError> {
-        self.gradient = Memory::zeros(self.len())?;
+        // Made once: other networks may be bound to it.
+        if self.gradient.values().len() != self.len() {
+            self.gradient = Memory::zeros(self.len())?;
+        }
         Ok(())
     }
 
@@ -114,15 +111,25 @@ impl Parameters {
         }
     }
 
+    /// `vector`, of the layout's order, in the engine's; both as long as the model.
+    pub(super) fn to_engine(&self, vector: &[f32], into: &mut [f32]) {
+        reorder(&self.reordered, vector, into);
+    }
+
     /// Takes a gradient in the order of the layout.
     pub(super) fn set_gradient(&mut self, gradient: &[f32]) {
-        let into = self.gradient.values_mut();
-        into.copy_from_slice(gradient);
-        for part in &self.reordered {
-            let into = into.get_mut(part.range.clone()).unwrap_or_default();
-            for (value, at) in into.iter_mut().zip(part.positions()) {
-                *value = gradient.get(at).copied().unwrap_or_default();
-            }
+        let Self { gradient: into, reordered, .. } = self;
+        reorder(reordered, gradient, into.values_mut());
+    }
+}
+
+/// `vector`, of the layout's order, in the engine's.
+fn reorder(reordered: &[Reordered], vector: &[f32], into: &mut [f32]) {
+    into.iter_mut().zip(vector).for_each(|(into, value)| *into = *value);
+    for part in reordered {
+        let into = into.get_mut(part.range.clone()).unwrap_or_default();
+        for (value, at) in into.iter_mut().zip(part.positions()) {
+            *value = vector.get(at).copied().unwrap_or_default();
         }
     }
 }

@@ -55,6 +55,24 @@ impl Slots {
     }
 }
 
+impl Slots {
+    /// Multiplies each example's slopes in the slot `output` by its factor. Both slots come with their values per
+    /// example. Where the factor is zero, the example's values in the slot `input` become zero too: they may be no
+    /// numbers, and zero times such a value is none either.
+    pub(super) fn scale(&mut self, input: (usize, usize), output: (usize, usize), factors: &[f32]) {
+        let slopes = self.slopes[output.0].values_mut().chunks_exact_mut(output.1.max(1));
+        let inputs = self.values[input.0].values_mut().chunks_exact_mut(input.1.max(1));
+        for (factor, (slopes, input)) in factors.iter().zip(slopes.zip(inputs)) {
+            if *factor == 0.0 {
+                slopes.fill(0.0);
+                input.fill(0.0);
+            } else {
+                slopes.iter_mut().for_each(|slope| *slope *= factor);
+            }
+        }
+    }
+}
+
 /// Two different blocks; empty slices for one and the same, which no compiled network asks for.
 fn pair(blocks: &mut [Memory], from: usize, into: usize) -> (&[f32], &mut [f32]) {
     match blocks.get_disjoint_mut([from, into]) {

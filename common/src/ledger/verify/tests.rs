@@ -399,8 +399,9 @@ fn a_coordinators_ledger_is_held_to_its_rules_too() {
         events: events(),
         claim: Some(claimed(epsilon).claim),
     };
-    let sent =
-        |payload: &[u8]| vec![Participant { node: "st-mary".parse().unwrap(), payload: Digest::of(payload) }];
+    let sent = |payload: &[u8]| {
+        vec![Participant { node: "st-mary".parse().unwrap(), payload: Some(Digest::of(payload)) }]
+    };
     book.open_run(opening(guarantee().epsilon), NOW).unwrap();
     book.abandon_round(1, 1, sent(b"1"), NOW).unwrap();
     book.publish_round(1, 2, Digest::of(b"model"), sent(b"1"), NOW).unwrap();

@@ -823,6 +823,28 @@ mod tests {
         assert!(worst < claimed / 3.0);
     }
 
+    /// One step has a closed form in either direction, which the discretisation meets from above.
+    #[test]
+    fn both_directions_of_one_step_meet_their_closed_forms() {
+        for (q, sigma) in [(0.1, 1.0), (0.6, 2.0), (1e-3, 0.7), (1.0, 1.5)] {
+            let steps = [(SampledGaussian::new(q, sigma).unwrap(), 1)];
+            let plan = Plan::new(&steps, None, 1e-8).unwrap();
+            let [removed, added] = plan.compositions().unwrap();
+            let cdf = |x: f64| normal::cdf(x / sigma);
+            for epsilon in [0.01, 0.05, 0.3, 1.0, 2.0] {
+                // Where ln r is ε, and where it is −ε.
+                let (above, below) = (steps[0].0.position(epsilon), steps[0].0.position(-epsilon));
+                let mixed = |x: f64| (1.0 - q) * cdf(-x) + q * cdf(1.0 - x);
+                let remove = mixed(above) - epsilon.exp() * cdf(-above);
+                let add = cdf(below) - epsilon.exp() * ((1.0 - q) * cdf(below) + q * cdf(below - 1.0));
+                for (found, exact) in [(removed.delta(epsilon), remove), (added.delta(epsilon), add)] {
+                    assert!(found >= exact, "{q} {sigma} {epsilon}: {found:e} < {exact:e}");
+                    assert!(found <= exact * 1.001 + 1e-11, "{q} {sigma} {epsilon}: {found:e} > {exact:e}");
+                }
+            }
+        }
+    }
+
     #[derive(Default)]
     struct Careful(f64, f64);
 
