@@ -77,7 +77,7 @@ fn coordinator() -> RunBook {
 }
 
 fn sent(node: &str, payload: Digest) -> Vec<Participant> {
-    vec![Participant { node: node.parse().unwrap(), payload }]
+    vec![Participant { node: node.parse().unwrap(), payload: Some(payload) }]
 }
 
 fn audit(dir: &Path, arguments: &str) -> (i32, String) {
