@@ -11,11 +11,14 @@ use tributary_common::job::{Job, JobError, PrivacyUnit};
 use tributary_common::ledger::account::{JobRequest, Promise, Reading, Refusal};
 use tributary_common::ledger::book::{BookError, Dataset, NodeBook};
 use tributary_common::ledger::head::{LedgerKey, SignedHead};
-use tributary_common::ledger::record::{AccountId, CoordinatorId, JobKey, LedgerHash, Release};
+use tributary_common::ledger::record::{AccountId, CoordinatorId, JobKey, LedgerHash, LostCharge, Release};
 use tributary_common::privacy::Unit;
+use tributary_common::privacy::accounting::filter::Cap;
 use tributary_common::record::Reason;
 use tributary_common::time::Time;
 
+use crate::config::{NodeConfig, NodeData};
+use crate::enrol::Credentials;
 use crate::machine::{Failure, Kept, RoundKey};
 use crate::policy::Policy;
 
@@ -207,37 +210,11 @@ impl Account {
 
     /// One line for the operator: what the account allows and how it stands.
     pub fn describe(&self) -> String {
-        let Ok(Reading { name, cap_epsilon, delta, epsilon_spent, epsilon_committed, unit, .. }) =
-            self.reading()
-        else {
-            return "the account cannot be read".into();
-        };
-        let cap = cap_epsilon.map_or("no cap".to_owned(), |cap| format!("a cap of {cap}"));
-        format!(
-            "account {name} ({unit:?}, δ = {delta}): ε = {epsilon_spent:.4} spent, {epsilon_committed:.4} with what is set \
-             aside, of {cap}"
-        )
+        self.reading().map_or_else(|error| error.to_string(), |reading| describe(&reading))
     }
 
     fn job_key(&self, run: RunId) -> JobKey {
         JobKey { coordinator: self.coordinator, run }
-    }
-
-    /// Whether the account would take the whole job, without writing anything.
-    ///
-    /// # Errors
-    /// The reason for the coordinator and one line for the operator.
-    pub fn admits(&self, job: &Job, policy: &Policy) -> Result<(), Failure> {
-        // No run has this id yet, or the answer would be about that one.
-        let key = self.job_key(RunId(0));
-        let request = JobRequest {
-            key,
-            job: digest_of(job)?,
-            rounds: job.rounds,
-            promise: promise(job, self.grouped)?,
-        };
-        let word = policy.allow_unbounded_release.then_some(OVERRIDE);
-        self.book.core().reserve_job(self.account, request, word).map(|_| ()).map_err(refused)
     }
 
     /// Sets the whole job aside, if that was not done yet, and pays for a round: durable on return. A job without
@@ -413,4 +390,95 @@ fn refused(refusal: Refusal) -> Failure {
         _ => Reason::Budget,
     };
     Failure { reason, detail: refusal.to_string() }
+}
+
+/// How an account stands, in one line for people.
+pub fn describe(reading: &Reading) -> String {
+    let Reading { name, cap_epsilon, delta, epsilon_spent, epsilon_committed, unit, order, .. } = reading;
+    let cap = cap_epsilon.map_or("no cap".to_owned(), |cap| format!("a cap of ε = {cap}"));
+    let mut line = format!(
+        "account {name}: ε = {epsilon_spent:.4} spent so far (odometer), {epsilon_committed:.4} with what is set aside, {cap}; \
+         δ = {delta}, unit {unit:?}, added up at Rényi order {order:.2}"
+    );
+    if reading.unbounded {
+        line.push_str("; a job without [privacy] ran on these data: ε = ∞");
+    }
+    if reading.restored {
+        line.push_str("; records were lost once");
+    }
+    line
+}
+
+/// How an account stands, as a JSON object.
+pub fn to_json(reading: &Reading) -> serde_json::Value {
+    let finite = |value: f64| value.is_finite().then_some(value);
+    serde_json::json!({
+        "account": reading.name,
+        "unit": reading.unit,
+        "delta": reading.delta,
+        "order": reading.order,
+        "cap_epsilon": reading.cap_epsilon,
+        "epsilon_spent": finite(reading.epsilon_spent),
+        "epsilon_committed": finite(reading.epsilon_committed),
+        "unbounded": reading.unbounded,
+        "restored": reading.restored,
+    })
+}
+
+/// Whether the node's account would take the whole job, without writing anything and whether the node runs or not: how
+/// the account stands.
+///
+/// # Errors
+/// The reason for the coordinator and one line for the operator.
+pub fn would_admit(
+    config: &NodeConfig,
+    data: &NodeData,
+    credentials: &Credentials,
+    job: &Job,
+) -> Result<String, Failure> {
+    let failed = |detail: String| Failure { reason: Reason::Budget, detail };
+    let key = LedgerKey::from_pem(&credentials.key_pem).map_err(|error| failed(error.to_string()))?;
+    let path = config.dir.join(LEDGER_FILE);
+    let promise = promise(job, data.is_grouped())?;
+    if !path.exists() {
+        return Ok("nothing was spent yet".into());
+    }
+    let (ledger, _) = NodeBook::peek(&path, &key).map_err(|error| failed(crate::transport::chain(&error)))?;
+    let Some(account) = ledger.account_named(&config.account.name) else {
+        return Ok(format!("account {} is opened at the next start", config.account.name));
+    };
+    // No run has this id: the question is about the next one.
+    let key = JobKey { coordinator: CoordinatorId::of(b"policy check"), run: RunId(0) };
+    let request = JobRequest { key, job: digest_of(job)?, rounds: job.rounds, promise };
+    let word = config.policy.allow_unbounded_release.then_some(OVERRIDE);
+    ledger.reserve_job(account, request, word).map_err(refused)?;
+    ledger.reading(account).map(|reading| describe(&reading)).map_err(refused)
+}
+
+/// Accepts, at the operator's word, that records were lost.
+///
+/// # Errors
+/// [`AccountError`].
+pub fn accept_restore(
+    dir: &Path,
+    key_pem: &str,
+    account: &NodeName,
+    reason: &str,
+    charge: Option<f64>,
+    now: Time,
+) -> Result<(), AccountError> {
+    let key = LedgerKey::from_pem(key_pem)?;
+    let (mut book, _) = NodeBook::open_restored(&dir.join(LEDGER_FILE), key, now)?;
+    let charges = match charge {
+        None => None,
+        Some(epsilon) => {
+            let id =
+                book.core().account_named(account).ok_or_else(|| AccountError::Unknown(account.clone()))?;
+            let Reading { delta, order, .. } = book.reading(id).map_err(BookError::from)?;
+            let rho =
+                Cap { epsilon, delta, order }.budget().map_err(|error| BookError::Refused(error.into()))?;
+            Some(vec![LostCharge { account: id, rho }])
+        }
+    };
+    Ok(book.accept_restore(reason, charges, now)?)
 }

@@ -14,10 +14,11 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use tributary_client::data::fetch::{self, FetchProgress, MNIST_MIRROR};
-use tributary_client::trainer::{ArithmeticTrainer, TorchTrainer, Trainer};
+use tributary_client::trainer::{ArithmeticTrainer, TorchTrainer, TrainError, Trainer};
 use tributary_common::model::{self, Layout};
 use tributary_common::progress::Progress;
 
+use crate::canary::{CanaryArguments, CanaryError};
 use crate::engine::{Settings, Transport};
 use crate::follow::{Follower, Format};
 use crate::plan::Plan;
@@ -58,6 +59,13 @@ enum Command {
         /// How to print it.
         #[arg(long, value_enum, default_value_t)]
         format: Format,
+    },
+    /// Train one client with canaries in its data, for `tributary-audit canary`: does the noise hide them?
+    Canary {
+        #[command(flatten)]
+        scenario: ScenarioArguments,
+        #[command(flatten)]
+        canaries: CanaryArguments,
     },
     /// Put the curves of several runs into one report.
     Report {
@@ -210,6 +218,16 @@ fn perform(command: Command, out: &mut dyn Write) -> Result<(), End> {
                 Format::Json => serde_json::to_string(&plan).map_err(failed)?,
             };
             writeln!(out, "{text}").map_err(failed)
+        }
+        Command::Canary { scenario, canaries } => {
+            let scenario = scenario.read().map_err(unusable)?;
+            let stop = interruptible().map_err(failed)?;
+            let line = canaries.run(&scenario, &stop).map_err(|error| match error {
+                CanaryError::Train(TrainError::Cancelled) => End::Interrupted("interrupted".into()),
+                CanaryError::Train(_) | CanaryError::Io { .. } => failed(error),
+                _ => unusable(error),
+            })?;
+            writeln!(out, "{line}").map_err(failed)
         }
         Command::Report { runs, out: file } => {
             let runs =

@@ -218,6 +218,19 @@ impl<C: Core> Book<C> {
         Ok(text)
     }
 
+    /// The state of a ledger that another process may be using, and its export, signed with `key`.
+    ///
+    /// # Errors
+    /// As [`Book::open`].
+    pub fn peek(path: &Path, key: &LedgerKey) -> Result<(C, String), BookError> {
+        let records = LedgerFile::peek(path)?;
+        let core: C = replay(&records, key)?;
+        let head = head_line(&key.sign(core.log().head(View::Whole)));
+        let lines = records.iter().map(Record::line);
+        let text: Vec<String> = std::iter::once(HEADER.to_string()).chain(lines).chain([head]).collect();
+        Ok((core, format!("{}\n", text.join("\n"))))
+    }
+
     fn record(&mut self, body: Body, now: Time) -> Result<(), BookError> {
         let last = self.core.log().last();
         let record = Record::chain(Some(last), Hour::of(now), random()?, body)?;

@@ -277,6 +277,16 @@ impl LedgerFile {
         Ok(Contents { file: ledger, records, secret, torn, lost: evidence })
     }
 
+    /// The records of a ledger that another process may be appending to: those that are whole, read without a lock.
+    ///
+    /// # Errors
+    /// [`FileError`], as [`LedgerFile::open`].
+    pub fn peek(path: &Path) -> Result<Vec<Record>, FileError> {
+        let durable = read_acknowledged(path)?.map(|(sequence, _)| sequence);
+        let bytes = std::fs::read(path).map_err(at(path))?;
+        records(path, &bytes, durable).map(|(records, _, _)| records)
+    }
+
     /// Appends a record. On return it is on the disk, flushed, and acknowledged.
     ///
     /// # Errors

@@ -18,7 +18,7 @@ use tributary_proto::admin as wire;
 use tributary_proto::admin::admin_client::AdminClient;
 use tributary_proto::admin::submit_part::Part;
 
-use super::{ConfigArg, Failure, Format, NodesCommand, RunCommand, TokenCommand, print, show};
+use super::{ConfigArg, Failure, Format, LedgerCommand, NodesCommand, RunCommand, TokenCommand, print, show};
 use crate::admin;
 use crate::config::ServerConfig;
 
@@ -94,6 +94,15 @@ pub(super) async fn nodes(command: NodesCommand) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
+pub(super) async fn ledger(command: LedgerCommand) -> Result<ExitCode, Failure> {
+    let LedgerCommand::Export { run, out, config } = command;
+    let request = wire::ExportLedgerRequest { run: run.0 };
+    let parts = open(&config).await?.export_ledger(request).await?.into_inner();
+    let bytes = write_parts(parts, &out).await?;
+    print(&format!("{} ({bytes} bytes)\n", out.display()))?;
+    Ok(ExitCode::SUCCESS)
+}
+
 pub(super) async fn run(command: RunCommand) -> Result<ExitCode, Failure> {
     match command {
         RunCommand::Submit { job, initial_model, watch, format, config } => {
@@ -123,7 +132,9 @@ pub(super) async fn run(command: RunCommand) -> Result<ExitCode, Failure> {
             print(&format!("stopped {run}\n"))?;
         }
         RunCommand::Export { run, out, config } => {
-            let bytes = export(&mut open(&config).await?, run, &out).await?;
+            let request = wire::ExportModelRequest { run: run.0 };
+            let parts = open(&config).await?.export_model(request).await?.into_inner();
+            let bytes = write_parts(parts, &out).await?;
             print(&format!("{} ({bytes} bytes)\n", out.display()))?;
         }
     }
@@ -193,9 +204,9 @@ async fn follow(client: &mut AdminClient<Channel>, run: RunId, format: Format) -
     }
 }
 
-async fn export(client: &mut AdminClient<Channel>, run: RunId, out: &Path) -> Result<u64, Failure> {
+/// Writes a file as it comes.
+async fn write_parts(mut parts: tonic::Streaming<wire::ModelPart>, out: &Path) -> Result<u64, Failure> {
     let failed = |error: std::io::Error| Failure::failed(format!("{}: {error}", out.display()));
-    let mut parts = client.export_model(wire::ExportModelRequest { run: run.0 }).await?.into_inner();
     // Under another name until it is whole.
     let mut name = out.as_os_str().to_owned();
     name.push(".part");
