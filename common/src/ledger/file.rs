@@ -230,23 +230,7 @@ impl LedgerFile {
         let (records, length, torn) = records(path, &bytes, durable)?;
         let Some(last) = records.last() else { return Err(FileError::Header(path.to_path_buf())) };
 
-        let lost = match acknowledged {
-            // The crash of a creation: nothing was spent yet.
-            None if records.len() == 1 => None,
-            None => Some(FileError::NoAcknowledgement(acknowledged_path(path))),
-            Some((sequence, hash)) => {
-                let found = usize::try_from(sequence).ok().and_then(|at| records.get(at)).map(Record::hash);
-                match found {
-                    Some(found) if found == hash => None,
-                    Some(_) => Some(FileError::Other { path: path.to_path_buf(), sequence }),
-                    None => Some(FileError::Shorter {
-                        path: path.to_path_buf(),
-                        acknowledged: sequence,
-                        records: records.len() as u64,
-                    }),
-                }
-            }
-        };
+        let lost = loss(path, &records, acknowledged);
         let evidence = match lost {
             None => None,
             Some(error) if !accept_loss => return Err(error),
@@ -277,14 +261,17 @@ impl LedgerFile {
         Ok(Contents { file: ledger, records, secret, torn, lost: evidence })
     }
 
-    /// The records of a ledger that another process may be appending to: those that are whole, read without a lock.
+    /// The records of a ledger that another process may be appending to: those that are whole, read without a
+    /// lock.
     ///
     /// # Errors
-    /// [`FileError`], as [`LedgerFile::open`].
+    /// [`FileError`], as [`LedgerFile::open`]: nobody should sign a ledger that lost records.
     pub fn peek(path: &Path) -> Result<Vec<Record>, FileError> {
-        let durable = read_acknowledged(path)?.map(|(sequence, _)| sequence);
-        let bytes = std::fs::read(path).map_err(at(path))?;
-        records(path, &bytes, durable).map(|(records, _, _)| records)
+        // First the acknowledgement: what is appended meanwhile only makes the ledger longer.
+        let acknowledged = read_acknowledged(path)?;
+        let bytes = fs::read(path).map_err(at(path))?;
+        let (records, ..) = records(path, &bytes, acknowledged.map(|(sequence, _)| sequence))?;
+        loss(path, &records, acknowledged).map_or(Ok(records), Err)
     }
 
     /// Appends a record. On return it is on the disk, flushed, and acknowledged.
@@ -333,6 +320,20 @@ impl LedgerFile {
         let mut bytes = vec![0; usize::try_from(self.length).unwrap_or(usize::MAX)];
         self.file.read_exact_at(&mut bytes, 0).map_err(at(&self.path))?;
         String::from_utf8(bytes).map_err(|error| at(&self.path)(io::Error::other(error)))
+    }
+}
+
+/// Which acknowledged records are missing, if any are.
+fn loss(path: &Path, records: &[Record], acknowledged: Option<(u64, LedgerHash)>) -> Option<FileError> {
+    let Some((sequence, hash)) = acknowledged else {
+        // With one record it is the crash of a creation: nothing was spent yet.
+        return (records.len() > 1).then(|| FileError::NoAcknowledgement(acknowledged_path(path)));
+    };
+    let path = path.to_path_buf();
+    match usize::try_from(sequence).ok().and_then(|at| records.get(at)).map(Record::hash) {
+        Some(found) if found == hash => None,
+        Some(_) => Some(FileError::Other { path, sequence }),
+        None => Some(FileError::Shorter { path, acknowledged: sequence, records: records.len() as u64 }),
     }
 }
 
@@ -510,6 +511,7 @@ mod tests {
         assert_eq!(opened.records, records);
         assert_eq!((opened.torn, &opened.lost), (None, &None));
         assert_eq!(opened.file.text().unwrap().lines().count(), 6);
+        assert_eq!(LedgerFile::peek(&path).unwrap(), records);
         assert!(matches!(LedgerFile::open(&path), Err(FileError::Locked(_))));
         assert!(matches!(LedgerFile::create(&path, &records[0]), Err(FileError::Exists(_))));
         drop(opened);
@@ -628,6 +630,7 @@ mod tests {
             LedgerFile::open(&path),
             Err(FileError::Shorter { acknowledged: 3, records: 3, .. })
         ));
+        assert!(matches!(LedgerFile::peek(&path), Err(FileError::Shorter { .. })));
         let opened = LedgerFile::open_restored(&path).unwrap();
         let hash = records[3].hash();
         assert_eq!(opened.lost, Some(Evidence::Acknowledged { sequence: 3, hash }));

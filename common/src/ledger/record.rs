@@ -252,7 +252,8 @@ pub enum Party {
 pub struct Participant {
     /// The node.
     pub node: NodeName,
-    /// Digest of the bytes that arrived from it; `None` where they are not noised, so that their digest would tell.
+    /// Digest of the bytes that arrived from it; `None` where they are not noised, so that their digest would
+    /// tell.
     pub payload: Option<Digest>,
 }
 
