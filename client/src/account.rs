@@ -395,10 +395,20 @@ fn refused(refusal: Refusal) -> Failure {
 /// How an account stands, in one line for people.
 pub fn describe(reading: &Reading) -> String {
     let Reading { name, cap_epsilon, delta, epsilon_spent, epsilon_committed, unit, order, .. } = reading;
-    let cap = cap_epsilon.map_or("no cap".to_owned(), |cap| format!("a cap of ε = {cap}"));
+    let cap = match (cap_epsilon, reading.budget) {
+        (Some(cap), Some(budget)) => {
+            let share = |rho: f64| 100.0 * rho / budget;
+            format!(
+                "{:.1} % of the budget of ε = {cap} is spent, {:.1} % set aside",
+                share(reading.spent),
+                share(reading.reserved)
+            )
+        }
+        _ => "no cap".to_owned(),
+    };
     let mut line = format!(
-        "account {name}: ε = {epsilon_spent:.4} spent so far (odometer), {epsilon_committed:.4} with what is set aside, {cap}; \
-         δ = {delta}, unit {unit:?}, added up at Rényi order {order:.2}"
+        "account {name}: {cap}; odometer ε = {epsilon_spent:.4}, {epsilon_committed:.4} with what is set aside; δ = {delta}, \
+         unit {unit:?}, added up at Rényi order {order:.2}"
     );
     if reading.unbounded {
         line.push_str("; a job without [privacy] ran on these data: ε = ∞");
@@ -420,6 +430,9 @@ pub fn to_json(reading: &Reading) -> serde_json::Value {
         "cap_epsilon": reading.cap_epsilon,
         "epsilon_spent": finite(reading.epsilon_spent),
         "epsilon_committed": finite(reading.epsilon_committed),
+        "divergence_spent": finite(reading.spent),
+        "divergence_reserved": finite(reading.reserved),
+        "divergence_budget": reading.budget,
         "unbounded": reading.unbounded,
         "restored": reading.restored,
     })

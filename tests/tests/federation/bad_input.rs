@@ -97,8 +97,8 @@ fn every_malformed_input_is_one_line() {
     );
     check("not TOML", scenario(csv, "[1]").replace("seed = 1", "seed = = 1"), 2, &["line 3"]);
     check(
-        "privacy asked for",
-        scenario(csv, "[1]") + "[job.privacy]\nunit = \"example\"\n",
+        "secure aggregation asked for",
+        scenario(csv, "[1]") + "[job.secure_aggregation]\nenabled = true\n",
         2,
         &["not available yet"],
     );

@@ -156,7 +156,7 @@ fn a_node_whose_cap_is_reached_refuses_before_training_and_the_submitter_sees_wh
     // Room for one such job, not for two.
     let config = coordinator.join("capped", &account(1.0));
     let mut node = start(&config, &[]);
-    let job = JOB.replace("noise_multiplier = 2.0", "noise_multiplier = 1.5");
+    let job = JOB.replace("noise_multiplier = 2.0", "noise_multiplier = 3.0");
     let first = submit(&coordinator, &job);
     assert_eq!(coordinator.finished(&first)["event"], "finished", "{}", node.output());
     let before = spent(&config);
