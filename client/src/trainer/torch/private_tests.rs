@@ -390,6 +390,18 @@ fn the_same_training_again_has_other_noise() {
     assert_ne!(bits(&first.delta), bits(&train(&task, &shard).delta));
 }
 
+/// Repeatable noise exists for experiments alone.
+#[cfg(feature = "seeded-noise")]
+#[test]
+fn seeded_noise_repeats_a_training() {
+    let job = private(job("logistic", &[3], 2), privacy(), 5, 0.5);
+    let shard = blobs(&job.model, 20, 0.5);
+    let task = declaring(job, 20);
+    let with = |seed| TorchTrainer::with_seeded_noise(seed).train(&task, &shard, &GO).unwrap().delta;
+    assert_eq!(bits(&with(1)), bits(&with(1)));
+    assert_ne!(bits(&with(1)), bits(&with(2)));
+}
+
 /// The update rule after the noise: momentum, decay and the proximal term see the noised gradient alone.
 #[test]
 fn momentum_decay_and_proximal_term_follow_the_noised_sums() {
