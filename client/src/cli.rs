@@ -5,11 +5,15 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use tributary_common::ids::NodeName;
+use tributary_common::ids::{NodeName, RunId};
 use tributary_common::job::Job;
+use tributary_common::ledger::account::NodeLedger;
+use tributary_common::ledger::book::NodeBook;
+use tributary_common::ledger::head::LedgerKey;
 use tributary_common::time::Clock;
 use tributary_common::token::JoinToken;
 
+use crate::account;
 use crate::config::NodeConfig;
 use crate::enrol::{self, Credentials, KEY_FILE};
 use crate::node::{self, Format, Options, TrainerKind};
@@ -55,6 +59,53 @@ enum Command {
     /// What this node allows.
     #[command(subcommand)]
     Policy(PolicyCommand),
+    /// What this node's data spent: its privacy ledger.
+    #[command(subcommand)]
+    Ledger(LedgerCommand),
+}
+
+#[derive(Debug, Subcommand)]
+enum LedgerCommand {
+    /// Show how the accounts stand, whether the node runs or not.
+    Show {
+        /// The node's configuration.
+        #[arg(long)]
+        config: PathBuf,
+        /// How to print it.
+        #[arg(long, value_enum, default_value_t = OutputFormat::Text)]
+        format: OutputFormat,
+    },
+    /// Write the whole ledger with its signed head to a file, for `tributary-audit`.
+    Export {
+        /// The node's configuration.
+        #[arg(long)]
+        config: PathBuf,
+        /// The file to write; an existing one is replaced.
+        #[arg(long, value_name = "FILE", default_value = "ledger-export.jsonl")]
+        out: PathBuf,
+    },
+    /// Accept that records were lost, such as after a restore from a backup, so that the node may spend again. Every
+    /// capped account is charged all that is left of it, unless --charge says how much the lost records spent at most.
+    AcceptRestore {
+        /// The node's configuration.
+        #[arg(long)]
+        config: PathBuf,
+        /// Why, for the ledger, in one line.
+        #[arg(long)]
+        reason: String,
+        /// ε that the lost records spent at most on this node's account: your word, and the ledger says so.
+        #[arg(long, value_name = "EPSILON")]
+        charge: Option<f64>,
+    },
+    /// Give back what a run that is over had set aside for rounds that never started. A coordinator says so itself when
+    /// its run is over; this is for one that is gone.
+    Close {
+        /// The run's id, as the node's log shows it.
+        run: RunId,
+        /// The node's configuration.
+        #[arg(long)]
+        config: PathBuf,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -68,6 +119,9 @@ struct Start {
     /// For drills: wait so long between storing an update and sending it, so that a test can kill the node there.
     #[arg(long, hide = true, default_value_t = 0)]
     pause_before_upload_seconds: u32,
+    /// For drills: stand still at this step of a round, so that a test can kill the node there.
+    #[arg(long, hide = true, value_enum)]
+    pause_at: Option<node::Drill>,
     /// For protocol tests: `arithmetic` does not train.
     #[arg(long, hide = true, value_enum, default_value_t = TrainerChoice::Torch)]
     trainer: TrainerChoice,
@@ -112,6 +166,7 @@ pub fn main() -> ExitCode {
         Command::Start(start) => run(&start),
         Command::Preflight { config } => preflight(&config),
         Command::Policy(PolicyCommand::Check { job, config }) => policy_check(&job, &config),
+        Command::Ledger(command) => ledger(command),
     };
     result.unwrap_or_else(|Failure { code, line }| {
         // Standard error may be closed: then only the exit code tells.
@@ -173,6 +228,7 @@ fn run(start: &Start) -> Result<ExitCode, Failure> {
             OutputFormat::Json => Format::Json,
         },
         pause_before_upload_seconds: start.pause_before_upload_seconds,
+        pause_at: start.pause_at,
         trainer: match start.trainer {
             TrainerChoice::Torch => TrainerKind::Torch,
             TrainerChoice::Arithmetic => TrainerKind::Arithmetic,
@@ -183,15 +239,85 @@ fn run(start: &Start) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
+fn ledger(command: LedgerCommand) -> Result<ExitCode, Failure> {
+    match command {
+        LedgerCommand::Show { config, format } => {
+            let (ledger, _) = peek(&config)?;
+            if ledger.is_halted() {
+                say(format_args!(
+                    "HALTED: this ledger was longer once; nothing is spent until the loss is accepted (ledger accept-restore)"
+                ));
+            }
+            for reading in ledger.readings() {
+                match format {
+                    OutputFormat::Text => say(format_args!("{}", account::describe(&reading))),
+                    OutputFormat::Json => say(format_args!("{}", account::to_json(&reading))),
+                }
+            }
+        }
+        LedgerCommand::Export { config, out } => {
+            let (_, export) = peek(&config)?;
+            std::fs::write(&out, export)
+                .map_err(|error| failed(format_args!("{}: {error}", out.display())))?;
+            say(format_args!("{}", out.display()));
+        }
+        LedgerCommand::AcceptRestore { config, reason, charge } => {
+            let config_path = config;
+            let config = NodeConfig::load(&config_path).map_err(bad_usage)?;
+            let credentials = Credentials::load(&config.dir).map_err(failed)?;
+            account::accept_restore(
+                &config.dir,
+                &credentials.key_pem,
+                &config.account.name,
+                &reason,
+                charge,
+                Clock.now(),
+            )
+            .map_err(|error| failed(crate::transport::chain(&error)))?;
+            say(format_args!("the loss is in the ledger; the node may start"));
+        }
+        LedgerCommand::Close { run, config } => {
+            let config_path = config;
+            let config = NodeConfig::load(&config_path).map_err(bad_usage)?;
+            let _folder = crate::store::Folder::open(&config.dir).map_err(failed)?;
+            let credentials = Credentials::load(&config.dir).map_err(failed)?;
+            let data = config.load_data(&config_path).map_err(bad_usage)?;
+            let mut account =
+                node::open_account(&config, &data, &credentials, Clock.now()).map_err(failed)?;
+            account.run_over(run, Clock.now()).map_err(|error| failed(crate::transport::chain(&error)))?;
+            say(format_args!("{}", account.describe()));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The ledger of a node that may be running.
+fn peek(config: &Path) -> Result<(NodeLedger, String), Failure> {
+    let config = NodeConfig::load(config).map_err(bad_usage)?;
+    let credentials = Credentials::load(&config.dir).map_err(failed)?;
+    let key = LedgerKey::from_pem(&credentials.key_pem).map_err(failed)?;
+    let path = config.dir.join(account::LEDGER_FILE);
+    NodeBook::peek(&path, &key).map_err(|error| failed(crate::transport::chain(&error)))
+}
+
 fn policy_check(job: &Path, config_path: &Path) -> Result<ExitCode, Failure> {
     let config = NodeConfig::load(config_path).map_err(bad_usage)?;
     let text =
         std::fs::read_to_string(job).map_err(|error| bad_usage(format!("{}: {error}", job.display())))?;
     let job = Job::parse(&text).map_err(|error| bad_usage(format!("{}: {error}", job.display())))?;
     let data = config.load_data(config_path).map_err(bad_usage)?;
-    match config.profile(&data).check(&job, data.counts()) {
-        Ok(()) => {
-            say(format_args!("OK: this node would take part in {:?}", job.name));
+    let checked = config.profile(&data).check(&job, data.counts()).and_then(|()| {
+        let Ok(credentials) = Credentials::load(&config.dir) else {
+            return Ok("not enrolled yet, so no account".into());
+        };
+        account::would_admit(&config, &data, &credentials, &job)
+    });
+    match checked {
+        Ok(account) => {
+            say(format_args!("OK: this node would take part in {:?} ({account})", job.name));
+            if let Ok(Some(promise)) = job.promise() {
+                say(format_args!("{promise}"));
+            }
             Ok(ExitCode::SUCCESS)
         }
         Err(refusal) => {

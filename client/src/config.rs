@@ -3,12 +3,15 @@
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use tributary_common::digest::Digest;
 use tributary_common::document::{self, DocumentError, Schema};
+use tributary_common::model::to_bytes;
 
-use crate::data::{self, DataConfig, DataError, Dataset};
+use crate::account::{self, AccountConfig};
+use crate::data::{self, DataConfig, DataError, Dataset, DeclaredExamples, Split};
 use crate::machine::{ExampleCounts, Profile, Role};
 use crate::partition::{self, PartitionConfig, PartitionError, Population, Scheme};
-use crate::policy::Policy;
+use crate::policy::{self, Policy};
 use crate::shard::Shard;
 
 /// Longest configuration file, in bytes.
@@ -103,6 +106,9 @@ pub struct NodeConfig {
     /// What the node allows.
     #[serde(default)]
     pub policy: Policy,
+    /// What its data may spend.
+    #[serde(default)]
+    pub account: AccountConfig,
 }
 
 fn here() -> PathBuf {
@@ -114,7 +120,12 @@ fn default_drain_seconds() -> u32 {
 
 const SCHEMA: Schema = Schema {
     keys: &["server", "dir", "role", "drain_seconds"],
-    tables: &[("data", Some(&data::SCHEMA)), ("share", Some(&SHARE)), ("policy", Some(&POLICY))],
+    tables: &[
+        ("data", Some(&data::SCHEMA)),
+        ("share", Some(&SHARE)),
+        ("policy", Some(&policy::SCHEMA)),
+        ("account", Some(&account::SCHEMA)),
+    ],
 };
 const SHARE: Schema = Schema {
     keys: &[
@@ -132,10 +143,6 @@ const SHARE: Schema = Schema {
     ],
     tables: &[],
 };
-const POLICY: Schema = Schema {
-    keys: &["minimum_cell", "minimum_cohort", "maximum_local_steps", "allowed_architectures"],
-    tables: &[],
-};
 
 /// A node's examples in memory.
 #[derive(Debug, Clone)]
@@ -148,6 +155,38 @@ pub struct NodeData {
     pub train: Shard,
     /// To evaluate on: the held-out set of an evaluator.
     pub test: Shard,
+    /// How many training examples, or groups of them, the operator declares: the public number that stands in for
+    /// the true one wherever there is differential privacy.
+    pub declared_examples: Option<u64>,
+}
+
+impl NodeData {
+    /// Whether all rows of a person are one unit of privacy.
+    pub fn is_grouped(&self) -> bool {
+        !self.train.examples.groups.is_empty() || !self.test.examples.groups.is_empty()
+    }
+
+    /// Digest of all examples, for the commitment in the node's own ledger.
+    pub fn digest(&self) -> Digest {
+        let mut hasher = blake3::Hasher::new_derive_key("tributary 2026 data set v1");
+        for shard in [&self.train, &self.test] {
+            let Split { features, labels, groups } = &*shard.examples;
+            for part in features.chunks(1 << 14) {
+                hasher.update(&to_bytes(part));
+            }
+            for label in labels {
+                hasher.update(&label.to_le_bytes());
+            }
+            for group in groups {
+                hasher.update(&group.to_le_bytes());
+            }
+            for index in shard.indices.iter() {
+                hasher.update(&index.to_le_bytes());
+            }
+            hasher.update(&[0xff]);
+        }
+        hasher.finalize().into()
+    }
 }
 
 impl NodeConfig {
@@ -189,9 +228,18 @@ impl NodeConfig {
             let message = format!("server = {:?}: write https://HOST:PORT", config.server);
             return Err(DocumentError::Value(message));
         }
+        config.account.check().map_err(DocumentError::Value)?;
         if config.drain_seconds > 3600 {
             let message = format!("drain_seconds = {}: 0 to 3600 are possible", config.drain_seconds);
             return Err(DocumentError::Value(message));
+        }
+        if matches!(config.data.declared_examples, Some(DeclaredExamples::BySite(_)))
+            && config.data.site.is_none()
+            && config.share.as_ref().is_none_or(|share| share.scheme != Scheme::Natural)
+        {
+            let message =
+                "[data] declared_examples: a node declares one number: write it, or give [data] site";
+            return Err(DocumentError::Value(message.into()));
         }
         Ok(config)
     }
@@ -205,6 +253,8 @@ impl NodeConfig {
         let dataset = data::load(&self.data, &folder_of(config_path)).map_err(in_data)?;
         let parts = self.share.as_ref().map(|share| share.of(&dataset)).transpose();
         let parts = parts.map_err(|cause| ConfigError::Share { path: config_path.to_path_buf(), cause })?;
+        let site = parts.as_ref().map(|parts| &parts.name).or(self.data.site.as_ref());
+        let declared_examples = self.data.declared_examples_of(site);
         let Dataset { example_shape, classes, train, test, .. } = dataset;
         let (mut train, mut test) = (Shard::whole(train), Shard::whole(test));
         if let Some(parts) = parts {
@@ -215,7 +265,15 @@ impl NodeConfig {
                 test.indices = parts.test;
             }
         }
-        Ok(NodeData { example_shape, classes, train, test })
+        if let Some(declared) = declared_examples.filter(|declared| far_off(*declared, train.units())) {
+            // For the operator's own eyes: nobody else learns how many there are.
+            tracing::warn!(
+                "[data] declared_examples = {declared}, but there are {}: updates are scaled by the declared number, \
+                 so they come out too large or too small; if the number was a mistake, declare another rounded one between jobs",
+                train.units()
+            );
+        }
+        Ok(NodeData { example_shape, classes, train, test, declared_examples })
     }
 
     /// What the node's machine knows of it.
@@ -225,6 +283,10 @@ impl NodeConfig {
             policy: self.policy.clone(),
             example_shape: data.example_shape.clone(),
             classes: data.classes,
+            public_test: self.data.public_test,
+            declared_examples: data.declared_examples,
+            fitted: self.data.fitted().iter().map(ToString::to_string).collect(),
+            grouped: data.is_grouped(),
             drain_seconds: self.drain_seconds,
         }
     }
@@ -278,6 +340,12 @@ impl Share {
     }
 }
 
+/// Whether a declared number is off by more than a factor of two.
+fn far_off(declared: u64, units: usize) -> bool {
+    let units = units as u64;
+    declared > units.saturating_mul(2) || units > declared.saturating_mul(2)
+}
+
 fn folder_of(path: &Path) -> PathBuf {
     path.parent().unwrap_or(Path::new("")).to_path_buf()
 }
@@ -306,6 +374,8 @@ drain_seconds = 30
 # path = "patients.csv"
 # header = true
 # label = "outcome"
+# With differential privacy, the public, rounded number of training examples:
+# declared_examples = 200
 
 [policy]
 # Counts below this are hidden from evaluation reports.
@@ -374,6 +444,41 @@ mod tests {
         );
         assert!(error("server = 'https://h:1'").contains("there is no [data] table"));
         assert!(error("server = ").contains("not TOML: line 1"));
+    }
+
+    #[test]
+    fn a_node_declares_one_number_of_examples() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("table.csv"), "x,who,at,y\n1,a,n,0\n2,a,n,1\n3,b,n,0\n4,c,s,1\n")
+            .unwrap();
+        let path = dir.path().join("node.toml");
+        let text = |keys: &str, more: &str| {
+            format!(
+                "server = 'https://h:1'\n[data]\nsource = 'csv'\npath = 'table.csv'\nlabel = 'y'\ndrop = ['who']\n\
+                 sites = {{ column = 'at' }}\n{keys}\n{more}"
+            )
+        };
+        let declared = |keys: &str, more: &str| {
+            std::fs::write(&path, text(keys, more)).unwrap();
+            NodeConfig::load(&path).unwrap().load_data(&path).unwrap().declared_examples
+        };
+        let by_site = "declared_examples = { n = 40, s = 2 }";
+        assert_eq!(declared("", ""), None);
+        assert_eq!(declared("declared_examples = 200", ""), Some(200));
+        assert_eq!(declared(&format!("site = 's'\n{by_site}"), ""), Some(2));
+        assert_eq!(declared(by_site, "[share]\nscheme = 'natural'\nindex = 0"), Some(40));
+        assert!(error(&text(by_site, "")).contains("a node declares one number"));
+        let iid = "[share]\nscheme = 'iid'\nclients = 2\nindex = 0\nseed = 1";
+        assert!(error(&text(by_site, iid)).contains("a node declares one number"));
+        assert!(error(&text("declared_examples = -1", "")).contains("a whole number, or a table of sites"));
+        assert!(error(&text("declared_example = 1", "")).contains("did you mean `data.declared_examples`?"));
+
+        // Three rows of two people: the declared number is of people where there are groups.
+        assert!([2, 3, 6].iter().all(|declared| !far_off(*declared, 3)) && far_off(1, 3) && far_off(7, 3));
+        let grouped = text("site = 'n'\ngroup = 'who'", "").replace("drop = ['who']\n", "");
+        std::fs::write(&path, grouped).unwrap();
+        let data = NodeConfig::load(&path).unwrap().load_data(&path).unwrap();
+        assert_eq!((data.train.len(), data.train.units()), (3, 2));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! A node of a federation: reads its own data, trains on it, and sends only what its policy allows.
 
+pub mod account;
 pub mod cli;
 pub mod config;
 pub mod data;

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io::Write;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc as thread_mpsc;
@@ -16,17 +17,25 @@ use tributary_common::digest::Digest;
 use tributary_common::ids::NodeName;
 use tributary_common::job::Job;
 use tributary_common::model::Parameters;
-use tributary_common::record::Reason;
+use tributary_common::privacy::counts;
+use tributary_common::privacy::release::{Protection, Release};
+use tributary_common::record::{Metrics, Reason};
 use tributary_common::time::{Clock, Time};
 use tributary_proto::coordinator as wire;
 use tributary_proto::coordinator::node_message::Message as FromNode;
 
+use x509_parser::pem::parse_x509_pem;
+
+use crate::account::{self, Account, AccountError, Parties};
 use crate::config::{NodeConfig, NodeData};
 use crate::enrol::{self, Credentials, EnrolError};
-use crate::machine::{Attempt, Effect, Failure, Input, Kept, NodeEvent, NodeMachine, RoundKey, Trained};
+use crate::machine::{
+    Attempt, Dismissal, Effect, Failure, Input, Kept, NodeEvent, NodeMachine, RoundKey, Trained,
+};
+use crate::policy::Policy;
 use crate::store::{Folder, FolderError};
 use crate::trainer::{ArithmeticTrainer, ClientUpdate, Task, TorchTrainer, TrainError, Trainer};
-use crate::transport::{self, Dialer, Greeting, Link, LinkEvent};
+use crate::transport::{self, Dialer, Greeting, LedgerNews, Link, LinkEvent};
 
 /// Results waiting for the loop, at most.
 const QUEUE: usize = 16;
@@ -44,6 +53,9 @@ pub enum NodeError {
     /// Its certificate.
     #[error(transparent)]
     Enrol(#[from] EnrolError),
+    /// Its data's account.
+    #[error(transparent)]
+    Account(#[from] AccountError),
     /// The coordinator will not have it.
     #[error("the coordinator refused this node: {0}")]
     Refused(String),
@@ -75,6 +87,33 @@ pub enum TrainerKind {
     Arithmetic,
 }
 
+/// A step of a round at which a drill kills the process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Drill {
+    /// The round is paid for; nothing was trained.
+    Charged,
+    /// The update is in memory alone.
+    Trained,
+    /// The update is on the disk; its charge does not name it yet.
+    Stored,
+    /// Its charge names it; nothing left.
+    Sealed,
+    /// The coordinator has it.
+    Uploaded,
+}
+
+impl Options {
+    /// Stands still for good, if the drill says so.
+    fn drill(&self, step: Drill) {
+        if self.pause_at == Some(step) {
+            eprintln!("drill: stands still, {step:?}");
+            loop {
+                std::thread::sleep(Duration::from_secs(3600));
+            }
+        }
+    }
+}
+
 /// How a node runs, beyond its configuration.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Options {
@@ -82,6 +121,8 @@ pub struct Options {
     pub format: Format,
     /// For drills: wait between storing an update and sending it.
     pub pause_before_upload_seconds: u32,
+    /// For drills: stand still at this step of a round, to be killed.
+    pub pause_at: Option<Drill>,
     /// Which trainer is used.
     pub trainer: TrainerKind,
 }
@@ -122,12 +163,16 @@ async fn serve(
     dialer: Dialer,
     mut stopped: mpsc::Receiver<()>,
 ) -> Result<(), NodeError> {
-    let machine = NodeMachine::new(Arc::new(config.profile(&data)), data.counts(), folder.outbox()?);
+    let mut account = open_account(config, &data, &credentials, Clock.now())?;
+    let kept = sealed(&mut account, &folder, folder.outbox()?)?;
+    let machine = NodeMachine::new(Arc::new(config.profile(&data)), data.counts(), kept);
     let (sender, mut results) = mpsc::channel(QUEUE);
     let worker = Worker::start(credentials.node.clone(), data, options.trainer, sender.clone())?;
     let mut link = Link::open(dialer.clone(), Greeting::new(credentials.node.clone(), config.role));
     let mut node = Node {
         machine,
+        account,
+        policy: config.policy.clone(),
         worker,
         options: *options,
         folder,
@@ -145,6 +190,7 @@ async fn serve(
     let mut renewing: Option<JoinHandle<Result<Credentials, EnrolError>>> = None;
     let outcome = loop {
         while let Some(input) = node.inputs.pop_front() {
+            let input = node.written(input, &link);
             for effect in node.machine.step(Clock.now(), input) {
                 node.perform(effect, &link)?;
             }
@@ -160,6 +206,7 @@ async fn serve(
                     node.inputs.push_back(Input::Connected);
                 }
                 Some(LinkEvent::Message(input)) => node.inputs.push_back(*input),
+                Some(LinkEvent::Ledger(news)) => node.ledger_news(news, &link),
                 Some(LinkEvent::Down { reason, retry_in }) => {
                     tracing::warn!("not connected: {reason}; next try in {:.1} s", retry_in.as_secs_f64());
                     if let Err(expired) = credentials.check(Clock.now()) {
@@ -213,8 +260,51 @@ fn until(tick: Option<Time>) -> Instant {
     Instant::now() + Duration::from_millis(left)
 }
 
+/// Opens the node's ledger and its data's account.
+pub(crate) fn open_account(
+    config: &NodeConfig,
+    data: &NodeData,
+    credentials: &Credentials,
+    now: Time,
+) -> Result<Account, AccountError> {
+    let (_, authority) =
+        parse_x509_pem(credentials.authority_pem.as_bytes()).map_err(|_| AccountError::Authority)?;
+    let parties = Parties {
+        node: &credentials.node,
+        key_pem: &credentials.key_pem,
+        authority_der: &authority.contents,
+    };
+    let path = config.data.path.as_deref().unwrap_or(Path::new("generated")).display().to_string();
+    let source = account::Source { data: data.digest(), path: &path, grouped: data.is_grouped() };
+    let account = Account::open(&config.dir, parties, &config.account, source, now)?;
+    tracing::info!("{}", account.describe());
+    Ok(account)
+}
+
+/// The kept updates whose bytes may be sent: those of a job with `[privacy]` only once their charge names them, which a
+/// crash may have prevented.
+fn sealed(
+    account: &mut Account,
+    folder: &Folder,
+    kept: Vec<(RoundKey, Kept)>,
+) -> Result<Vec<(RoundKey, Kept)>, FolderError> {
+    let mut sealed = Vec::with_capacity(kept.len());
+    for (key, update) in kept {
+        match if update.private { account.seal(key, &update, Clock.now()) } else { Ok(()) } {
+            Ok(()) => sealed.push((key, update)),
+            Err(why) => {
+                tracing::warn!("a kept update is deleted, for its charge does not pay for it: {why}");
+                folder.forget(key)?;
+            }
+        }
+    }
+    Ok(sealed)
+}
+
 /// What comes back from tasks and from the thread that trains.
 enum Outcome {
+    /// An evaluation under a job; with noised metrics it is not to be told as it is.
+    Measured(RoundKey, Arc<Job>, Result<Metrics, Failure>),
     Input(Input),
     /// Training succeeded; the update stays here until it is stored.
     Update(RoundKey, ClientUpdate),
@@ -223,6 +313,8 @@ enum Outcome {
 /// The machine and everything that it commands.
 struct Node {
     machine: NodeMachine,
+    account: Account,
+    policy: Policy,
     worker: Worker,
     options: Options,
     folder: Arc<Folder>,
@@ -245,6 +337,10 @@ impl Node {
                 let trained = Trained { examples: update.examples, loss: update.loss };
                 self.update = Some((key, update));
                 Input::Trained { key, result: Ok(trained) }
+            }
+            Outcome::Measured(key, job, result) => {
+                let result = result.and_then(|metrics| self.release(key, &job, metrics));
+                Input::Evaluated { key, result }
             }
             Outcome::Input(input) => input,
         };
@@ -273,12 +369,13 @@ impl Node {
                     task.abort();
                 }
             }
+            Effect::Charge { key, job } => self.charge(key, &job),
             Effect::Train { key, job, model } => self.worker.send(Command::Train { key, job, model })?,
             Effect::CancelTraining => self.worker.cancel(),
             Effect::Evaluate { key, job, model } => {
                 self.worker.send(Command::Evaluate { key, job, model })?
             }
-            Effect::Store { key, model } => self.store(key, model),
+            Effect::Store { key, model, private } => self.store(key, model, private),
             Effect::Upload { at, update } => self.upload(at, update),
             Effect::Forget { key } => {
                 if let Some((_, task)) = self.uploading.take_if(|(sending, _)| *sending == key) {
@@ -293,6 +390,93 @@ impl Node {
             Effect::Exit => self.exit = true,
         }
         Ok(())
+    }
+
+    fn charge(&mut self, key: RoundKey, job: &Job) {
+        let result = self.account.charge(key, job, &self.policy, Clock.now());
+        self.options.drill(Drill::Charged);
+        self.inputs.push_back(Input::Charged { key, result });
+    }
+
+    /// Writes into the ledger what must be there before the machine acts on it.
+    fn written(&mut self, input: Input, link: &Link) -> Input {
+        let now = Clock.now();
+        match input {
+            Input::Stored { key, result: Ok(update) } if update.private => {
+                self.options.drill(Drill::Stored);
+                let result = self.account.seal(key, &update, now).map(|()| update);
+                self.options.drill(Drill::Sealed);
+                if result.is_ok() {
+                    self.show_head(link);
+                }
+                Input::Stored { key, result }
+            }
+            Input::UploadDone { .. } => {
+                self.options.drill(Drill::Uploaded);
+                input
+            }
+            Input::Dismissed { at, reason: Dismissal::Abandoned } => {
+                if let Err(error) = self.account.abandoned(at.key(), at.attempt, now) {
+                    tracing::error!("an abandoned attempt is not in the ledger: {error}");
+                }
+                input
+            }
+            input => input,
+        }
+    }
+
+    fn show_head(&mut self, link: &Link) {
+        let (head, proof) = self.account.head();
+        let consistency = proof.iter().map(|hash| hash.0.to_vec()).collect();
+        let head = wire::LedgerHead { head: head.to_bytes().to_vec(), consistency };
+        link.send(FromNode::LedgerHead(head));
+    }
+
+    /// What the coordinator says about ledgers.
+    fn ledger_news(&mut self, news: LedgerNews, link: &Link) {
+        let now = Clock.now();
+        let result = match news {
+            LedgerNews::Known(Some(kept)) => self.account.known_head(&kept, now),
+            LedgerNews::Known(None) => Ok(()),
+            LedgerNews::Head(head) => {
+                let kept = self.account.witness(head, now);
+                if matches!(kept, Ok(false)) {
+                    tracing::warn!(
+                        "the coordinator sent a ledger head whose signature is false; it is not kept"
+                    );
+                }
+                return kept.map(|_| ()).unwrap_or_else(|error| tracing::error!("{error}"));
+            }
+            LedgerNews::RunOver(run) => {
+                let returned = self.account.run_over(run, now);
+                return returned.unwrap_or_else(|error| tracing::error!("{error}"));
+            }
+        };
+        match result {
+            Ok(()) => self.show_head(link),
+            // Every charge is refused from now on; the head would only confirm it.
+            Err(error) => tracing::error!("{error}"),
+        }
+    }
+
+    /// What may be told of an evaluation: with `[privacy] metrics = "noised"` its counts with noise, once per charge.
+    fn release(&mut self, key: RoundKey, job: &Job, metrics: Metrics) -> Result<Metrics, Failure> {
+        let deviation = match Release::Metrics.protection(job, self.machine.public_test()) {
+            Protection::Noise => job.privacy.as_ref().and_then(|privacy| privacy.metrics_noise),
+            _ => return Ok(metrics),
+        };
+        let failed = |detail: String| Failure { reason: Reason::Budget, detail };
+        // What was made under this charge is told again, never made again.
+        if let Some(kept) = self.folder.metrics(key).map_err(|error| failed(error.to_string()))? {
+            self.account.seal_metrics(key, &kept.to_json(), Clock.now()).map_err(failed)?;
+            return Ok(kept);
+        }
+        let deviation = deviation.ok_or_else(|| failed("the job gives no metrics_noise".into()))?;
+        let noised = counts::noised(&metrics, job.model.classes, deviation);
+        let noised = noised.map_err(|error| failed(error.to_string()))?;
+        self.folder.keep_metrics(key, &noised).map_err(|error| failed(error.to_string()))?;
+        self.account.seal_metrics(key, &noised.to_json(), Clock.now()).map_err(failed)?;
+        Ok(noised)
     }
 
     fn fetch(&mut self, model: Digest, bytes: u64) {
@@ -317,13 +501,14 @@ impl Node {
         }));
     }
 
-    fn store(&mut self, key: RoundKey, model: Digest) {
+    fn store(&mut self, key: RoundKey, model: Digest, private: bool) {
         let update = self.update.take_if(|(of, _)| *of == key);
         let (folder, results) = (self.folder.clone(), self.results.clone());
+        self.options.drill(Drill::Trained);
         tokio::task::spawn_blocking(move || {
             let result = match update {
                 Some((_, update)) => {
-                    let kept = folder.keep(key, model, &update.delta, update.examples, Clock.now());
+                    let kept = folder.keep(key, model, &update.delta, update.examples, private, Clock.now());
                     kept.map_err(|error| error.to_string())
                 }
                 None => Err("the update is gone".into()),
@@ -446,7 +631,7 @@ fn carry_out(
                 round: key.round,
                 client: client.clone(),
                 model,
-                declared_examples: None,
+                declared_examples: data.declared_examples,
                 max_steps: None,
             };
             match trainer.train(&task, &data.train, stop) {
@@ -455,8 +640,8 @@ fn carry_out(
             }
         }
         Command::Evaluate { key, job, model } => {
-            let result = trainer.evaluate(&job, &model, &data.test);
-            Outcome::Input(Input::Evaluated { key, result: result.map_err(|error| failure(&error)) })
+            let result = trainer.evaluate(&job, &model, &data.test).map_err(|error| failure(&error));
+            Outcome::Measured(key, job, result)
         }
     }
 }
@@ -497,7 +682,7 @@ fn line(event: &NodeEvent) -> String {
         NodeEvent::Trained { round, loss: Some(loss), .. } => {
             format!("round {round}: trained, mean loss {loss:.4}")
         }
-        NodeEvent::Trained { round, loss: None, .. } => format!("round {round}: trained"),
+        NodeEvent::Trained { round, .. } => format!("round {round}: trained"),
         NodeEvent::Uploaded { round, bytes, .. } => {
             format!("round {round}: uploaded {:.1} KB", *bytes as f64 / 1000.0)
         }

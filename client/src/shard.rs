@@ -1,8 +1,9 @@
 //! One client's part of examples that lie in memory once, for all clients and workers.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use crate::data::Split;
+use crate::data::{Groups, Split};
 use crate::partition::Shift;
 
 /// One client's examples: their positions in a shared buffer, in the client's own order.
@@ -32,6 +33,7 @@ impl Shard {
         let Split { features, labels, groups } = &*self.examples;
         let width = features.len() / labels.len().max(1);
         let mut seen = Split::default();
+        let mut own_groups = Groups::default();
         seen.features.reserve_exact(width * self.len());
         for position in self.indices.iter() {
             let at = *position as usize;
@@ -42,9 +44,18 @@ impl Shard {
             };
             seen.features.extend(shift.apply(*position, row));
             seen.labels.push(*label);
-            seen.groups.extend(groups.get(at));
+            seen.groups.extend(groups.get(at).map(|group| own_groups.id(group)));
         }
         Self::whole(Arc::new(seen))
+    }
+
+    /// How many units of privacy the client has: groups, or without groups examples.
+    pub fn units(&self) -> usize {
+        let groups = &self.examples.groups;
+        if groups.is_empty() {
+            return self.len();
+        }
+        self.indices.iter().filter_map(|at| groups.get(*at as usize)).collect::<BTreeSet<_>>().len()
     }
 
     /// How many examples the client has.

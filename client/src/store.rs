@@ -4,6 +4,8 @@
 //! DIR/key.pem  certificate.pem  authority.pem  node.toml  lock
 //! DIR/incoming/DIGEST.part          a model, as far as it came; deleted at the next start
 //! DIR/outbox/RUN-ROUND.{update,json}  an update until its round is over; survives a restart
+//! DIR/outbox/RUN-ROUND.metrics        a run's last noised metrics
+//! DIR/ledger.jsonl …                the privacy ledger: see `account`
 //! ```
 //!
 //! Files appear whole or not at all: written beside their place, flushed, and renamed.
@@ -16,12 +18,15 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use tributary_common::digest::Digest;
 use tributary_common::model::to_bytes;
+use tributary_common::record::Metrics;
 use tributary_common::time::Time;
 
 use crate::machine::{Kept, RoundKey};
 
 /// Values of an update that are encoded and written at a time.
 const BLOCK_VALUES: usize = 1 << 16;
+/// Ending of the files of noised metrics.
+const METRICS: &str = "metrics";
 
 /// Why a node's folder cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -122,6 +127,7 @@ impl Folder {
         model: Digest,
         delta: &[f32],
         examples: u64,
+        private: bool,
         now: Time,
     ) -> Result<Kept, FolderError> {
         let mut hasher = blake3::Hasher::new();
@@ -134,11 +140,44 @@ impl Folder {
             Ok(())
         })?;
         let digest = Some(hasher.finalize().into());
-        let kept = Kept { model, digest, bytes: delta.len() as u64 * 4, examples, stored: now };
+        let kept = Kept { model, digest, bytes: delta.len() as u64 * 4, examples, private, stored: now };
         let path = self.entry_path(key, "json");
         let json = serde_json::to_vec(&Entry { key, kept }).map_err(io::Error::from).map_err(at(&path))?;
         write_whole(&path, 0o600, |file| file.write_all(&json))?;
         Ok(kept)
+    }
+
+    /// Keeps noised metrics: they are told again, never made again. Earlier ones of the same run are deleted.
+    ///
+    /// # Errors
+    /// [`FolderError::Io`]; then they must not be told.
+    pub fn keep_metrics(&self, key: RoundKey, metrics: &Metrics) -> Result<(), FolderError> {
+        let path = self.entry_path(key, METRICS);
+        write_whole(&path, 0o600, |file| file.write_all(&metrics.to_json()))?;
+        let run = format!("{}-", key.run);
+        for other in files(&self.dir.join("outbox"))? {
+            let name = other.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if other != path && name.starts_with(&run) && is_metrics(&other) {
+                remove(&other)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The metrics that were kept for a round.
+    ///
+    /// # Errors
+    /// [`FolderError::Io`], for damaged ones too.
+    pub fn metrics(&self, key: RoundKey) -> Result<Option<Metrics>, FolderError> {
+        let path = self.entry_path(key, METRICS);
+        match fs::read(&path) {
+            Ok(json) => {
+                let metrics = serde_json::from_slice(&json).map_err(io::Error::from).map_err(at(&path))?;
+                Ok(Some(metrics))
+            }
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(cause) => Err(at(&path)(cause)),
+        }
     }
 
     /// Deletes a kept update, if it is there.
@@ -171,7 +210,7 @@ impl Folder {
                 _ => tracing::warn!("{}: the kept update is damaged; it is deleted", path.display()),
             }
         }
-        for path in paths.iter().filter(|path| !known.contains(path)) {
+        for path in paths.iter().filter(|path| !known.contains(path) && !is_metrics(path)) {
             remove(path)?;
         }
         entries.sort_by_key(|(key, _)| *key);
@@ -186,6 +225,10 @@ impl Folder {
         let mut hasher = blake3::Hasher::new();
         hasher.update_reader(&mut file).is_ok() && kept.digest == Some(hasher.finalize().into())
     }
+}
+
+fn is_metrics(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == METRICS)
 }
 
 /// Puts a file in its place whole: written beside it with `mode`, flushed, renamed, and the folder flushed.
@@ -262,7 +305,7 @@ mod tests {
         let delta: Vec<f32> = (0..100_000).map(|i| i as f32 * 0.5).collect();
         let folder = Folder::open(dir.path()).unwrap();
         let kept: Vec<_> = (1..=4)
-            .map(|round| (key(round), folder.keep(key(round), model, &delta, 7, Time(9)).unwrap()))
+            .map(|round| (key(round), folder.keep(key(round), model, &delta, 7, false, Time(9)).unwrap()))
             .collect();
         assert_eq!(kept[0].1.digest, Some(tributary_common::model::digest(&delta)));
         assert_eq!(fs::read(folder.update_path(key(1))).unwrap(), to_bytes(&delta));

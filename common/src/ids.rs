@@ -29,6 +29,11 @@ pub enum IdError {
 pub struct NodeName(std::sync::Arc<str>);
 
 impl NodeName {
+    /// A name that is written in the program; one that breaks the rule becomes `unnamed`.
+    pub fn literal(name: &'static str) -> Self {
+        name.parse().unwrap_or_else(|_| Self("unnamed".into()))
+    }
+
     /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0

@@ -607,6 +607,106 @@ mod tests {
         assert!(Job::parse(&" ".repeat(70_000)).is_err());
     }
 
+    const PRIVATE: [&str; 10] = [
+        "train.batch_size=0",
+        "train.local_steps=10",
+        "train.sampling_rate=0.05",
+        "privacy.unit=example",
+        "privacy.mechanism=dp-sgd",
+        "privacy.noise_multiplier=1.6",
+        "privacy.clip_norm=2.0",
+        "privacy.delta=1e-5",
+        "privacy.max_epsilon=3.0",
+        "rounds=30",
+    ];
+    const CLIENT: [&str; 6] = [
+        "privacy.unit=client",
+        "privacy.mechanism=gaussian",
+        "privacy.noise_multiplier=4.0",
+        "privacy.clip_norm=2.0",
+        "privacy.delta=1e-5",
+        "privacy.max_epsilon=3.0",
+    ];
+
+    #[test]
+    fn a_private_job_says_what_it_costs_and_reads_back_to_itself() {
+        let job = with(&PRIVATE).unwrap();
+        assert_eq!(Job::parse(&job.to_toml().unwrap()).unwrap(), job);
+        let [event] = job.round_events()[..] else { panic!() };
+        assert_eq!((event.sampling_rate, event.count, event.sensitivity), (0.05, 10, 2.0));
+        assert_eq!((event.noise_multiplier(), event.noise_standard_deviation), (1.6, 3.2));
+        assert_eq!(job.events(30)[0].count, 300);
+        assert!(with(&[]).unwrap().events(30).is_empty());
+
+        // Correction 15: nobody's absence from a cohort is a secret.
+        let [event] = with(&CLIENT).unwrap().round_events()[..] else { panic!() };
+        assert_eq!((event.sampling_rate, event.count), (1.0, 1));
+
+        let noised = ["evaluation.federated=true", "privacy.metrics=noised", "privacy.metrics_noise=20.0"];
+        let noised = with(&[&PRIVATE[..], &noised].concat()).unwrap();
+        assert_eq!(Job::parse(&noised.to_toml().unwrap()).unwrap(), noised);
+        let [_, metrics] = noised.round_events()[..] else { panic!() };
+        assert_eq!(
+            (metrics.sampling_rate, metrics.sensitivity, metrics.noise_standard_deviation),
+            (1.0, 1.0, 20.0)
+        );
+        let adaptive = with(&[&PRIVATE[..], &["privacy.clipping=adaptive"]].concat()).unwrap();
+        let constants = adaptive.privacy.as_ref().unwrap().adaptive(100.0).unwrap();
+        assert_eq!(
+            (constants.count_noise, constants.target_quantile, constants.learning_rate),
+            (5.0, 0.5, 0.2)
+        );
+        let both = constants.sum_noise_multiplier.powi(-2) + (2.0 * constants.count_noise).powi(-2);
+        assert!(
+            (both.powf(-0.5) - 1.6).abs() < 1e-12,
+            "pitfall 9: sum and count together cost the job's multiplier"
+        );
+    }
+
+    /// Correction 1 and pitfall 8: nothing that would follow from a number of examples; and whatever else does not fit.
+    #[test]
+    fn a_private_job_that_cannot_keep_its_promise_is_refused() {
+        for (base, overrides, words) in [
+            (&PRIVATE[..], &["train.batch_size=10"][..], "would tell how many examples"),
+            (&PRIVATE, &["train.sampling_rate=0.0"], "sampling_rate = 0"),
+            (&PRIVATE, &["train.sampling_rate=1.5"], "sampling_rate = 1.5"),
+            (&PRIVATE, &["privacy.unit=client"], "\"dp-sgd\" protects examples"),
+            (&PRIVATE, &["privacy.mechanism=gaussian"], "sampling_rate belongs to"),
+            (&CLIENT, &["privacy.unit=example"], "\"gaussian\" protects clients"),
+            (&PRIVATE, &["privacy.mechanism=distributed"], "needs secure aggregation"),
+            (&PRIVATE, &["privacy.noise_multiplier=0.0"], "noise_multiplier = 0"),
+            (&PRIVATE, &["privacy.clip_norm=nan"], "clip_norm"),
+            (&PRIVATE, &["privacy.delta=0.0"], "delta = 0"),
+            (&PRIVATE, &["privacy.delta=1.0"], "delta = 1"),
+            (&PRIVATE, &["privacy.max_epsilon=-1.0"], "max_epsilon = -1"),
+            (&PRIVATE, &["privacy.target_quantile=0.5"], "belongs to clipping"),
+            (
+                &PRIVATE,
+                &["privacy.clipping=adaptive", "privacy.count_noise=0.8"],
+                "count_noise must be above",
+            ),
+            (&PRIVATE, &["privacy.clipping=adaptive", "privacy.target_quantile=1.0"], "target_quantile"),
+            (&PRIVATE, &["privacy.metrics=noised"], "needs metrics_noise"),
+            (&PRIVATE, &["privacy.metrics=noised", "privacy.metrics_noise=9.0"], "federated = true"),
+            (&PRIVATE, &["privacy.metrics_noise=9.0"], "belongs to metrics"),
+            (&PRIVATE, &["privacy.noise=1.0"], "unknown key"),
+            (&CLIENT, &["train.sampling_rate=0.5"], "sampling_rate belongs to"),
+            (&CLIENT, &["cohort.over_selection=1.5"], "over_selection = 1"),
+            (&CLIENT, &["privacy.sampler=discrete-gaussian"], "belongs to mechanism"),
+        ] {
+            let error = with(&[base, overrides].concat()).unwrap_err();
+            assert!(error.contains(words), "{overrides:?}: {error}");
+            assert!(!error.contains('\n'), "{error}");
+        }
+        let epochs: Vec<&str> = PRIVATE.iter().copied().filter(|set| !set.contains("local_steps")).collect();
+        let mut table = document::parse(&JOB.replace("local_steps = 100", "local_epochs = 1")).unwrap();
+        for assignment in epochs {
+            document::set(&mut table, assignment).unwrap();
+        }
+        assert!(Job::from_table(table).unwrap_err().to_string().contains("would tell how many examples"));
+        assert!(with(&PRIVATE[3..]).unwrap_err().contains("give sampling_rate"));
+    }
+
     #[test]
     fn schedules_and_counts() {
         let rate = |overrides: &[&str], round| with(overrides).unwrap().train.learning_rate(round, 15);

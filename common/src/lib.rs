@@ -1,7 +1,8 @@
 //! Tributary's pure library: what a job is, how a model is laid out and summed, where randomness comes from.
 //!
 //! No clock, no socket, no runtime, no libtorch: everything here is a function of its arguments, so the
-//! coordinator, a node and the simulator compute the same bits.
+//! coordinator, a node and the simulator compute the same bits. The one exception is a ledger's file
+//! ([`ledger::file`]), which node, coordinator and auditor share.
 #![forbid(unsafe_code)]
 
 pub mod aggregate;
@@ -9,6 +10,7 @@ pub mod digest;
 pub mod document;
 pub mod ids;
 pub mod job;
+pub mod ledger;
 pub mod limits;
 pub mod model;
 pub mod privacy;

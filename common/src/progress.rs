@@ -3,11 +3,14 @@
 //! The coordinator's `run watch` and the simulator print the same lines.
 
 use std::fmt;
+use std::sync::Arc;
 
 use serde::Serialize;
 
 use crate::digest::Digest;
 use crate::ids::NodeName;
+use crate::job::Job;
+use crate::privacy::accounting::{self, Accountant};
 use crate::record::{EvaluationRecord, Participation, Reason, RoundOutcome, RoundRecord, RunEvent, RunState};
 use crate::time::Time;
 
@@ -32,7 +35,8 @@ pub enum Line {
         accuracy: Option<f64>,
         /// Mean loss; `None` where nothing was evaluated.
         loss: Option<f64>,
-        /// Privacy spent so far; `None` without a privacy mechanism.
+        /// Privacy spent so far, had the job been planned to end here (an odometer, not a guarantee); `None` without a
+        /// privacy mechanism.
         epsilon: Option<f64>,
         /// Bytes of updates received, used or not.
         bytes_up: u64,
@@ -83,8 +87,11 @@ pub struct Summary {
     pub rounds: u32,
     /// Share of correct examples of the last published model, 0 to 1; `None` where it was not evaluated.
     pub accuracy: Option<f64>,
-    /// Privacy spent; `None` without a privacy mechanism.
+    /// What the job's whole length promises, even if it ended before; `None` without a privacy mechanism.
     pub epsilon: Option<f64>,
+    /// Whether the job asked for privacy and did not get it: noise that can be repeated, or none.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub not_private: bool,
     /// Digest of the last published model, or of the initial one.
     pub model_digest: Digest,
     /// From the first invitation to the end.
@@ -114,12 +121,43 @@ pub struct Progress {
     accuracy: Option<(u32, f64)>,
     started: Option<Time>,
     ended: Option<Time>,
+    /// The job, if it has a privacy mechanism that works.
+    private: Option<Arc<Job>>,
+    not_private: bool,
 }
 
 impl Progress {
     /// Nothing happened yet in a run of `rounds` rounds.
     pub fn new(rounds: u32) -> Self {
-        Self { rounds, pending: None, published: 0, accuracy: None, started: None, ended: None }
+        Self {
+            rounds,
+            pending: None,
+            published: 0,
+            accuracy: None,
+            started: None,
+            ended: None,
+            private: None,
+            not_private: false,
+        }
+    }
+
+    /// Nothing happened yet in a run of `job`; with `[privacy]` the lines say what was spent.
+    pub fn of(job: &Arc<Job>) -> Self {
+        let private = job.privacy.is_some().then(|| job.clone());
+        Self { private, ..Self::new(job.rounds) }
+    }
+
+    /// The same, where noise can be repeated or is none at all: a job with `[privacy]` has no epsilon then.
+    pub fn without_noise(job: &Arc<Job>) -> Self {
+        Self { not_private: job.privacy.is_some(), ..Self::new(job.rounds) }
+    }
+
+    fn epsilon(&self, rounds: u32) -> Option<f64> {
+        let job = self.private.as_ref()?;
+        let privacy = job.privacy.as_ref()?;
+        let unit = privacy.unit(false);
+        let guarantee = accounting::epsilon(&job.events(rounds), privacy.delta, unit, Accountant::Best);
+        guarantee.ok().map(|guarantee| guarantee.epsilon).filter(|epsilon| epsilon.is_finite())
     }
 
     /// Takes an event and returns the lines that are complete with it, none to two of them.
@@ -166,8 +204,14 @@ impl Progress {
                     (Some(started), Some(ended)) => ended.seconds_since(started),
                     _ => 0.0,
                 };
-                let summary =
-                    Summary { rounds: *rounds, accuracy, epsilon: None, model_digest: *model, seconds };
+                let summary = Summary {
+                    rounds: *rounds,
+                    accuracy,
+                    epsilon: self.epsilon(self.rounds),
+                    not_private: self.not_private,
+                    model_digest: *model,
+                    seconds,
+                };
                 lines.push(match state {
                     RunState::Finished => Line::Finished(summary),
                     RunState::Failed { reason } => Line::Failed { reason: reason.to_string(), summary },
@@ -206,7 +250,7 @@ impl Progress {
             round: record.round,
             accuracy,
             loss,
-            epsilon: None,
+            epsilon: self.epsilon(record.round),
             bytes_up: record.bytes_up,
             bytes_down: record.bytes_down,
             completed: count(record.accepted().count()),
@@ -246,6 +290,7 @@ fn reason_words(reason: Reason) -> &'static str {
         Reason::Busy => "busy with another round",
         Reason::Data => "its data do not fit the model",
         Reason::Training => "training failed",
+        Reason::Budget => "privacy budget",
         Reason::ShuttingDown => "shutting down",
         Reason::Unsupported => "it does not understand the job",
     }
@@ -311,6 +356,7 @@ impl fmt::Display for Line {
                 round,
                 accuracy,
                 loss,
+                epsilon,
                 bytes_up,
                 bytes_down,
                 completed,
@@ -323,9 +369,10 @@ impl fmt::Display for Line {
                 let width = of.to_string().len();
                 write!(
                     f,
-                    "round {round:>width$}/{of}  accuracy {}  loss {}  up {}  down {}  {completed} in, {dropped} out  {seconds:.1} s",
+                    "round {round:>width$}/{of}  accuracy {}  loss {}{}  up {}  down {}  {completed} in, {dropped} out  {seconds:.1} s",
                     Figure(*accuracy, 4),
                     Figure(*loss, 4),
+                    epsilon.map_or(String::new(), |epsilon| format!("  ε {epsilon:.3}")),
                     bytes_words(*bytes_up),
                     bytes_words(*bytes_down),
                 )?;
@@ -344,9 +391,16 @@ impl fmt::Display for Line {
 
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Summary { rounds, accuracy, model_digest, seconds, .. } = self;
+        let Summary { rounds, accuracy, epsilon, not_private, model_digest, seconds } = self;
         let accuracy = Figure(*accuracy, 4);
-        write!(f, "{rounds} rounds, accuracy {accuracy}, {seconds:.1} s, model {model_digest}")
+        write!(f, "{rounds} rounds, accuracy {accuracy}, ")?;
+        if let Some(epsilon) = epsilon {
+            write!(f, "ε {epsilon:.3}, ")?;
+        }
+        if *not_private {
+            f.write_str("NOT PRIVATE (no secret noise), ")?;
+        }
+        write!(f, "{seconds:.1} s, model {model_digest}")
     }
 }
 

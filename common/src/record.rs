@@ -43,6 +43,8 @@ pub enum Reason {
     Data,
     /// Local training failed or diverged.
     Training,
+    /// The data set's privacy budget, or the job's own limit, does not allow it.
+    Budget,
     /// The node is shutting down.
     ShuttingDown,
     /// The node does not understand the job.
@@ -165,7 +167,7 @@ impl RoundRecord {
 pub struct Metrics {
     /// Examples evaluated.
     pub examples: u64,
-    /// Sum of the cross-entropy losses.
+    /// Sum of the cross-entropy losses; 0 where losses are not told.
     pub loss_sum: f64,
     /// Examples whose most probable class is their label.
     pub correct: u64,
@@ -175,9 +177,14 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Mean loss; `None` without examples.
+    /// Mean loss; `None` without examples, or where losses are not told.
     pub fn loss(&self) -> Option<f64> {
-        (self.examples > 0).then(|| self.loss_sum / self.examples as f64)
+        (self.examples > 0 && self.loss_sum != 0.0).then(|| self.loss_sum / self.examples as f64)
+    }
+
+    /// The one form whose digest stands for these counts in a ledger.
+    pub fn to_json(&self) -> Vec<u8> {
+        serde_json::to_vec(self).unwrap_or_default() // numbers alone, so this cannot fail
     }
 
     /// Share of correct examples, 0 to 1; `None` without examples.

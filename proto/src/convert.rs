@@ -137,6 +137,7 @@ impl From<Reason> for wire::Reason {
             Reason::Busy => Self::Busy,
             Reason::Data => Self::Data,
             Reason::Training => Self::Training,
+            Reason::Budget => Self::Budget,
             Reason::ShuttingDown => Self::ShuttingDown,
             Reason::Unsupported => Self::Unsupported,
         }
@@ -152,6 +153,7 @@ impl TryFrom<wire::Reason> for Reason {
             wire::Reason::Busy => Self::Busy,
             wire::Reason::Data => Self::Data,
             wire::Reason::Training => Self::Training,
+            wire::Reason::Budget => Self::Budget,
             wire::Reason::ShuttingDown => Self::ShuttingDown,
             wire::Reason::Unsupported => Self::Unsupported,
             wire::Reason::Unspecified => return Err(WireError::new("reason", "is missing")),

@@ -24,6 +24,7 @@ use rustls::sign::CertifiedKey;
 use time::OffsetDateTime;
 use tributary_common::digest::Digest;
 use tributary_common::ids::NodeName;
+use tributary_common::ledger::head::LedgerKey;
 use tributary_common::time::Time;
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::extensions::GeneralName;
@@ -224,6 +225,17 @@ impl Authority {
     /// The authority's certificate, as a join token carries it.
     pub fn certificate_pem(&self) -> &str {
         &self.certificate_pem
+    }
+
+    /// The authority's certificate, in DER: what a coordinator is known by.
+    pub fn certificate_der(&self) -> &[u8] {
+        &self.certificate
+    }
+
+    /// The authority's key, as it signs ledgers.
+    pub fn ledger_key(&self) -> Result<LedgerKey, AuthorityError> {
+        let path = self.folder.join("authority.key");
+        LedgerKey::from_pem(&read_private(&path)?).map_err(damaged(&path))
     }
 
     /// Issues a certificate to the node called `node`, for the requested key, valid from an hour before `now`

@@ -11,6 +11,7 @@ pub mod driver;
 pub mod enrolment;
 pub mod grpc;
 pub mod identity;
+pub mod ledger;
 pub mod rate;
 pub mod round;
 pub mod run;

@@ -7,14 +7,18 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::sync::Arc;
 
-use tributary_common::aggregate::{AggregateError, AggregationRule, Contribution, check_model};
+use tributary_common::aggregate::{
+    AddNoise, AggregateError, AggregationRule, ClientLevel, Contribution, WeightedMean, check_model,
+};
 use tributary_common::digest::Digest;
 use tributary_common::ids::{NodeName, RunId};
-use tributary_common::job::{Job, JobError};
+use tributary_common::job::{Job, JobError, Mechanism, MetricsRelease, Privacy};
+use tributary_common::ledger::head::SignedHead;
 use tributary_common::model::{Layout, Parameters, from_bytes};
 use tributary_common::record::RunEvent;
 use tributary_common::time::Time;
 
+use crate::ledger::{Ledger, LedgerError};
 use crate::round::{Dismissal, Effect, ImposedSets, Input, RoundMachine, Start};
 use crate::store::{RunHead, Store, StoreError, StoredRun};
 
@@ -42,6 +46,12 @@ pub enum RunError {
         /// Parameters of the job's model.
         expected: usize,
     },
+    /// The run's ledger.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// A rule of one's own does not keep the job's promise.
+    #[error("run {0}: the job's [privacy] needs the coordinator's own aggregation rule, not one of your own")]
+    Rule(RunId),
     /// An upload that was verified can no longer be read.
     #[error("the staged update of {node} cannot be read again: {error}")]
     Staged {
@@ -87,6 +97,13 @@ pub enum Outgoing {
         round: u32,
         /// The model.
         model: Digest,
+    },
+    /// Show the run's ledger head to the nodes whose updates are in the last round.
+    LedgerHead {
+        /// The nodes.
+        nodes: Vec<NodeName>,
+        /// The head.
+        head: SignedHead,
     },
     /// Tell whoever watches.
     Event(Box<RunEvent>),
@@ -155,6 +172,33 @@ pub struct Update {
     pub payload: Payload,
 }
 
+/// What makes each round's model of its updates.
+pub enum Rule {
+    /// The rule that the job asks for: the weighted mean, or with `[privacy] mechanism = "gaussian"` a noised sum,
+    /// whose noise is from here.
+    OfTheJob(AddNoise),
+    /// A rule of one's own. A run that may be resumed needs one that keeps nothing from round to round.
+    Own(Box<dyn AggregationRule>),
+}
+
+impl Rule {
+    fn of(self, id: RunId, job: &Job, head: &RunHead) -> Result<Box<dyn AggregationRule>, RunError> {
+        Ok(match (self, noised_here(job)) {
+            (Rule::OfTheJob(noise), Some(privacy)) => {
+                Box::new(ClientLevel::new(job, privacy, head.clip_norm, noise))
+            }
+            (Rule::OfTheJob(_), None) => Box::new(WeightedMean::default()),
+            (Rule::Own(_), Some(_)) => return Err(RunError::Rule(id)),
+            (Rule::Own(rule), None) => rule,
+        })
+    }
+}
+
+/// The job's `[privacy]` table where the coordinator adds the noise.
+fn noised_here(job: &Job) -> Option<&Privacy> {
+    job.privacy.as_ref().filter(|privacy| privacy.mechanism == Mechanism::Gaussian)
+}
+
 /// One run, open in this process. After an error it must be dropped; opening it again resumes it.
 pub struct Run {
     id: RunId,
@@ -163,6 +207,8 @@ pub struct Run {
     layout: Layout,
     model: Parameters,
     rule: Box<dyn AggregationRule>,
+    /// Absent in a simulation.
+    ledger: Option<Ledger>,
     /// The update that is being taken in, until the machine says whether to fold it.
     arriving: Option<Contribution>,
 }
@@ -176,15 +222,15 @@ impl std::fmt::Debug for Run {
 impl Run {
     /// Opens a stored run: starts it, or resumes it where the store says that it stood.
     ///
-    /// `imposed` replaces the drawing of cohorts by the accepted sets of an earlier run. `rule` makes each round's
-    /// model; a run that may be resumed needs one that keeps nothing from round to round, such as
-    /// [`WeightedMean`](tributary_common::aggregate::WeightedMean).
+    /// `imposed` replaces the drawing of cohorts by the accepted sets of an earlier run. What the run promises and
+    /// publishes is written into `ledger`, if there is one.
     pub fn open(
         store: Arc<dyn Store>,
         id: RunId,
         now: Time,
         imposed: Option<ImposedSets>,
-        mut rule: Box<dyn AggregationRule>,
+        rule: Rule,
+        mut ledger: Option<Ledger>,
     ) -> Result<(Self, Vec<Outgoing>), RunError> {
         let StoredRun { job_toml, head, open_attempt, .. } = store.run(id)?;
         let job = Job::parse(&job_toml).map_err(|error| RunError::Job { run: id, error })?;
@@ -193,16 +239,21 @@ impl Run {
         if model.len() != layout.parameters() {
             return Err(RunError::Model { run: id, found: model.len(), expected: layout.parameters() });
         }
+        let mut rule = rule.of(id, &job, &head)?;
         let evaluated = store.evaluations(id)?.iter().any(|record| record.round == head.published);
         let model_bytes = layout.parameters() as u64 * 4;
-        let last = store.rounds(id)?.into_iter().rev().find(|record| record.round == head.published);
+        let rounds = store.rounds(id)?;
+        if let Some(ledger) = &mut ledger {
+            ledger.catch_up(&rounds, now)?;
+        }
+        let last = rounds.into_iter().rev().find(|record| record.round == head.published);
         let contributors = last.map(|record| record.accepted().cloned().collect()).unwrap_or_default();
         let job = Arc::new(job);
         let start = Start { job, model_bytes, head, open_attempt, evaluated, contributors, imposed };
         let (machine, effects) = RoundMachine::new(now, start);
         // An attempt that was under way is not journalled again.
         rule.begin(machine.head().published.saturating_add(1), layout.parameters());
-        let mut run = Self { id, store, machine, layout, model, rule, arriving: None };
+        let mut run = Self { id, store, machine, layout, model, rule, ledger, arriving: None };
         let mut outgoing = Vec::new();
         run.perform(now, effects, &mut outgoing)?;
         Ok((run, outgoing))
@@ -263,6 +314,11 @@ impl Run {
         self.machine.has(node, round)
     }
 
+    /// The run's ledger.
+    pub fn ledger(&mut self) -> Option<&mut Ledger> {
+        self.ledger.as_mut()
+    }
+
     /// Takes one input. Updates go to [`Run::update`] instead.
     pub fn handle(&mut self, now: Time, input: Input) -> Result<Vec<Outgoing>, RunError> {
         let mut outgoing = Vec::new();
@@ -280,9 +336,23 @@ impl Run {
         let expected = self.layout.parameters();
         let values =
             payload.into_values(expected).map_err(|error| RunError::Staged { node: node.clone(), error })?;
-        let contribution = values
-            .map_err(|found| AggregateError::WrongLength { expected, found })
-            .and_then(|values| Contribution::new(node.clone(), examples, values, expected));
+        let private = self.job().privacy.is_some();
+        let before = self.ledger.as_ref().filter(|_| private).and_then(|ledger| ledger.payload_of(&node));
+        if before.is_some_and(|before| digest.is_some_and(|now| now != before)) {
+            let detail = "another payload than in an earlier attempt: one charge pays for one payload".into();
+            return self.handle(now, Input::Refused { node, round, bytes, detail });
+        }
+        let at_client_level = noised_here(self.job()).is_some();
+        let contribution =
+            values.map_err(|found| AggregateError::WrongLength { expected, found }).and_then(|values| {
+                match Contribution::new(node.clone(), examples, values, expected) {
+                    // A refusal would be on record, and tell what the noise is to hide.
+                    Err(_) if at_client_level => Ok(Contribution::nothing(node.clone(), expected)),
+                    contribution => contribution,
+                }
+            });
+        // Nor may the record hold the digest of what was not noised yet.
+        let digest = digest.filter(|_| !at_client_level);
         let input = match contribution {
             Ok(contribution) => {
                 self.arriving = Some(contribution);
@@ -313,16 +383,42 @@ impl Run {
                     }
                 }
                 Effect::Aggregate => {
+                    let (round, job) = (self.machine.head().published.saturating_add(1), self.machine.job());
+                    if let Some(ledger) = &mut self.ledger
+                        && noised_here(job).is_some()
+                    {
+                        ledger.noised(round, job, now)?;
+                    }
                     let answer = self.aggregate()?;
                     let effects = self.machine.step(now, Input::Aggregated(answer));
                     self.perform(now, effects, outgoing)?;
                 }
                 Effect::Commit { record, head } => {
+                    let head = RunHead { clip_norm: self.rule.clip_norm(), ..head };
                     self.store.commit_round(self.id, &record, &head)?;
                     self.store.collect_garbage()?;
+                    if let Some(ledger) = &mut self.ledger {
+                        ledger.ended(&record, now)?;
+                        let head = ledger.head();
+                        let nodes = record.accepted().cloned().collect();
+                        outgoing.push(Outgoing::LedgerHead { nodes, head });
+                    }
                 }
-                Effect::RecordEvaluation(record) => self.store.put_evaluation(self.id, &record)?,
-                Effect::Finish(state) => self.store.set_state(self.id, &state)?,
+                Effect::RecordEvaluation(record) => {
+                    self.store.put_evaluation(self.id, &record)?;
+                    let noised = |privacy: &Privacy| privacy.metrics == MetricsRelease::Noised;
+                    if let Some(ledger) = &mut self.ledger
+                        && self.machine.job().privacy.as_ref().is_some_and(noised)
+                    {
+                        ledger.evaluated(&record, now)?;
+                    }
+                }
+                Effect::Finish(state) => {
+                    self.store.set_state(self.id, &state)?;
+                    if let Some(ledger) = &mut self.ledger {
+                        ledger.over(now)?;
+                    }
+                }
                 Effect::Invite { node, round, attempt, model, deadline } => {
                     outgoing.push(Outgoing::Invite { node, round, attempt, model, deadline });
                 }

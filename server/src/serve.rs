@@ -19,6 +19,7 @@ use crate::driver::Driver;
 use crate::enrolment::EnrolmentService;
 use crate::grpc::CoordinatorService;
 use crate::identity::{Identities, RequireIdentity};
+use crate::ledger::Ledgers;
 use crate::run::RunError;
 use crate::store::{SledStore, Store, StoreError};
 use crate::tls::{self, Limits};
@@ -95,7 +96,10 @@ pub async fn serve(config: &ServerConfig, stop: impl Future<Output = ()>) -> Res
     let opening = config.clone();
     let Opened { authority, identities, store } = blocking(move || open(&opening)).await?;
     let starting = store.clone();
-    let (driver, mut ending) = blocking(move || Ok(Driver::start(starting, Clock)?)).await?;
+    let key = authority.ledger_key()?;
+    let ledgers = Ledgers::new(config.data_dir.join("ledgers"), key, authority.certificate_der())
+        .map_err(RunError::Ledger)?;
+    let (driver, mut ending) = blocking(move || Ok(Driver::start(starting, Some(ledgers), Clock)?)).await?;
     let (shutdown, shut) = watch::channel(false);
 
     let staging = config.data_dir.join("staging");

@@ -14,9 +14,11 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use tributary_client::data::fetch::{self, FetchProgress, MNIST_MIRROR};
-use tributary_client::trainer::{ArithmeticTrainer, TorchTrainer, Trainer};
+use tributary_client::trainer::{ArithmeticTrainer, TorchTrainer, TrainError, Trainer};
 use tributary_common::model::{self, Layout};
+use tributary_common::progress::Progress;
 
+use crate::canary::{CanaryArguments, CanaryError};
 use crate::engine::{Settings, Transport};
 use crate::follow::{Follower, Format};
 use crate::plan::Plan;
@@ -57,6 +59,13 @@ enum Command {
         /// How to print it.
         #[arg(long, value_enum, default_value_t)]
         format: Format,
+    },
+    /// Train one client with canaries in its data, for `tributary-audit canary`: does the noise hide them?
+    Canary {
+        #[command(flatten)]
+        scenario: ScenarioArguments,
+        #[command(flatten)]
+        canaries: CanaryArguments,
     },
     /// Put the curves of several runs into one report.
     Report {
@@ -210,6 +219,16 @@ fn perform(command: Command, out: &mut dyn Write) -> Result<(), End> {
             };
             writeln!(out, "{text}").map_err(failed)
         }
+        Command::Canary { scenario, canaries } => {
+            let scenario = scenario.read().map_err(unusable)?;
+            let stop = interruptible().map_err(failed)?;
+            let line = canaries.run(&scenario, &stop).map_err(|error| match error {
+                CanaryError::Train(TrainError::Cancelled) => End::Interrupted("interrupted".into()),
+                CanaryError::Train(_) | CanaryError::Io { .. } => failed(error),
+                _ => unusable(error),
+            })?;
+            writeln!(out, "{line}").map_err(failed)
+        }
         Command::Report { runs, out: file } => {
             let runs =
                 runs.iter().map(|run| report::load(run)).collect::<Result<Vec<_>, _>>().map_err(unusable)?;
@@ -240,14 +259,21 @@ fn run(arguments: &RunArguments, out: &mut dyn Write) -> Result<(), End> {
 
     let workers = arguments.workers.map_or_else(cores, NonZeroUsize::get);
     let (trainer, trainer_name) = trainer(arguments.trainer);
-    let mut follower = Follower::new(arguments.format, scenario.job.rounds, out);
+    let job = Arc::new(scenario.job.clone());
+    let progress = match arguments.trainer {
+        TrainerKind::Arithmetic => Progress::without_noise(&job),
+        TrainerKind::Torch => Progress::of(&job),
+    };
+    let mut follower = Follower::new(arguments.format, progress, out);
     follower.watch_for(arguments.target_accuracy);
     if arguments.format == Format::Human {
         follower.print(&session.opening(workers));
     }
     let stop = interruptible().map_err(failed)?;
     let transport = arguments.transport;
-    let settings = Settings { initial, imposed, transport, ..Settings::new(workers, trainer) };
+    let has_secret_noise = arguments.trainer == TrainerKind::Torch;
+    let settings =
+        Settings { initial, imposed, transport, has_secret_noise, ..Settings::new(workers, trainer) };
     let ended = session.run(settings, trainer_name, target, follower, &stop, &mut |_| {}).map_err(failed)?;
     let (problem, interrupted, timing) = (ended.problem(), ended.interrupted(), ended.timing());
     let folder = ended.write().map_err(failed)?;

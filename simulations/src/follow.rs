@@ -44,14 +44,14 @@ pub(crate) struct Follower<'a> {
 }
 
 impl<'a> Follower<'a> {
-    /// Follows a run of `rounds` rounds. The bar appears where standard error is a terminal.
-    pub(crate) fn new(format: Format, rounds: u32, out: &'a mut dyn Write) -> Self {
+    /// Follows a run. The bar appears where standard error is a terminal.
+    pub(crate) fn new(format: Format, progress: Progress, out: &'a mut dyn Write) -> Self {
         let bar = ProgressBar::no_length();
         let style = ProgressStyle::with_template("{msg} {wide_bar} {elapsed}");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         Self {
             format,
-            progress: Progress::new(rounds),
+            progress,
             bar,
             out,
             start: Instant::now(),
@@ -64,9 +64,14 @@ impl<'a> Follower<'a> {
         }
     }
 
-    /// Follows a run of `rounds` rounds and tells nobody: its rows alone are wanted.
-    pub(crate) fn silent(rounds: u32, out: &'a mut std::io::Sink) -> Self {
-        Self { bar: ProgressBar::hidden(), deaf: true, silent: true, ..Self::new(Format::Human, rounds, out) }
+    /// Follows a run and tells nobody: its rows alone are wanted.
+    pub(crate) fn silent(progress: Progress, out: &'a mut std::io::Sink) -> Self {
+        Self {
+            bar: ProgressBar::hidden(),
+            deaf: true,
+            silent: true,
+            ..Self::new(Format::Human, progress, out)
+        }
     }
 
     /// Tells, before the last line, when `accuracy` was first reached.

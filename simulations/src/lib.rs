@@ -14,12 +14,14 @@
 //! - a partition: [`scenario::Federation`] built by hand (`partition.rs`);
 //! - an architecture: layers as data ([`LayerSpec`](tributary_common::model::LayerSpec); `architecture.rs`).
 
+pub mod canary;
 pub mod cli;
 pub mod devices;
 pub mod engine;
 pub mod faults;
 pub mod plan;
 pub mod population;
+pub mod privacy_plan;
 pub mod replay;
 pub mod report;
 pub mod scenario;

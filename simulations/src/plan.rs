@@ -9,6 +9,7 @@ use tributary_common::rng::{Purpose, Stream};
 
 use crate::engine::{Timing, duration};
 use crate::population::{Quantiles, Spread};
+use crate::privacy_plan::PrivacyPlan;
 use crate::scenario::{Federation, Scenario, ScenarioError};
 
 /// The costs of a run. Bytes are those of models and updates; a real transport adds about one part in ten thousand.
@@ -51,6 +52,9 @@ pub struct Plan {
     /// How long the real federation would take, were everybody online and nothing to go wrong but
     /// stragglers that are dropped.
     pub timing: Timing,
+    /// What the job promises about the people in the data; absent without `[privacy]`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub privacy: Option<PrivacyPlan>,
     /// What will not go as one might expect.
     pub warnings: Vec<String>,
 }
@@ -99,6 +103,9 @@ impl Plan {
                 job.cohort.deadline_seconds
             ));
         }
+        let privacy = PrivacyPlan::of(job)
+            .map_err(|error| ScenarioError::Job { path: scenario.path.clone(), error })?;
+        warnings.extend(privacy.iter().flat_map(PrivacyPlan::warnings));
         if federation.dataset.test.is_empty() {
             warnings.push("the data hold nothing out: there will be no accuracy on held-out examples".into());
         }
@@ -122,6 +129,7 @@ impl Plan {
             bytes_up_per_round: up,
             bytes_in_all: (down + up).saturating_mul(u64::from(job.rounds)),
             timing: estimate(scenario, &times),
+            privacy,
             warnings,
         })
     }
@@ -209,6 +217,9 @@ impl fmt::Display for Plan {
             bytes_words(self.bytes_in_all)
         )?;
         write!(f, "\nvirtual time         about {}", self.timing)?;
+        if let Some(privacy) = &self.privacy {
+            write!(f, "\n{privacy}")?;
+        }
         for warning in &self.warnings {
             write!(f, "\nnote: {warning}")?;
         }

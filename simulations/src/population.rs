@@ -139,7 +139,7 @@ mod tests {
     #[test]
     fn the_skew_is_zero_for_equal_mixtures_and_near_one_for_labels_of_ones_own() {
         let spread = |parts: &[&[u32]]| {
-            let train = Split { features: vec![0.0; 4], labels: vec![0, 0, 1, 1], ..Split::default() };
+            let train = Split { features: vec![0.0; 4], labels: vec![0, 0, 1, 1], groups: Vec::new() };
             let dataset = Dataset {
                 example_shape: vec![1],
                 classes: 2,

@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use toml::{Table, Value};
-use tributary_client::data::{self, DataConfig, DataError, Dataset};
+use tributary_client::data::{self, DataConfig, DataError, Dataset, DeclaredExamples};
 use tributary_client::partition::{self, PartitionConfig, PartitionError, Population, Scheme, Share};
-use tributary_client::policy::Policy;
+use tributary_client::policy::{self, Policy};
 use tributary_common::document::{self, DocumentError, Schema};
 use tributary_common::ids::NodeName;
-use tributary_common::job::{self, Job, JobError};
+use tributary_common::job::{self, Job, JobError, Privacy, PrivacyUnit};
 
 use crate::devices::{self, Devices, DevicesConfig, DevicesError, Trace};
 use crate::faults::{self, FaultsConfig};
@@ -26,14 +26,10 @@ pub const SCHEMA: Schema = Schema {
         ("population", Some(&partition::POPULATION_SCHEMA)),
         ("data", Some(&data::SCHEMA)),
         ("partition", Some(&partition::SCHEMA)),
-        ("policy", Some(&POLICY)),
+        ("policy", Some(&policy::SCHEMA)),
         ("devices", Some(&devices::SCHEMA)),
         ("faults", Some(&faults::SCHEMA)),
     ],
-};
-const POLICY: Schema = Schema {
-    keys: &["minimum_cell", "minimum_cohort", "maximum_local_steps", "allowed_architectures"],
-    tables: &[],
 };
 
 /// Why a scenario is refused. Each displays as one line that names the file.
@@ -200,6 +196,12 @@ impl Scenario {
             None => PartitionConfig::new(Scheme::Iid),
         };
         partition.validate(&population).map_err(|error| at_path(error.to_string()))?;
+        let by_site = matches!(data.declared_examples, Some(DeclaredExamples::BySite(_)));
+        if by_site && partition.scheme != Scheme::Natural {
+            let problem = "[data] declared_examples: only the clients of partition \"natural\" are sites: write one \
+                           number, which every client declares";
+            return Err(invalid(problem.into()));
+        }
         let mut devices: DevicesConfig = match table.remove("devices") {
             Some(value) => read_table("devices", value).map_err(document)?,
             None => DevicesConfig::default(),
@@ -216,6 +218,7 @@ impl Scenario {
             _ => Table::new(),
         };
         policy.entry("minimum_cell").or_insert(Value::Integer(0));
+        policy.entry("trust_coordinator_noise").or_insert(Value::Boolean(true));
         let policy = document::read(policy).map_err(document)?;
         let base = overrides.data.clone().unwrap_or_else(|| folder.to_path_buf());
         let path = path.to_path_buf();
@@ -256,6 +259,13 @@ impl Scenario {
         if let Some(share) = shares.iter().find(|share| share.train.is_empty()) {
             return Err(invalid(format!("client {} has no training examples", share.name)));
         }
+        self.check_privacy().map_err(invalid)?;
+        if self.data.declared_examples.is_some()
+            && let Some(share) =
+                shares.iter().find(|share| self.data.declared_examples_of(Some(&share.name)).is_none())
+        {
+            return Err(invalid(format!("[data] declared_examples: site \"{}\" is missing", share.name)));
+        }
         if self.job.evaluation.federated && shares.iter().all(|share| share.test.is_empty()) {
             return Err(invalid(
                 "[evaluation] federated = true, but no client has test examples of its own: use partition \
@@ -269,6 +279,26 @@ impl Scenario {
         }
         let devices = Devices::new(self.job.seed, self.devices.clone(), trace.map(Arc::new));
         Ok(Federation { dataset, shares, devices })
+    }
+
+    /// Refuses data with which a job that protects examples could not keep its promise.
+    fn check_privacy(&self) -> Result<(), String> {
+        let protects = |privacy: &Privacy| privacy.unit == PrivacyUnit::Example;
+        if !self.job.privacy.as_ref().is_some_and(protects) {
+            return Ok(());
+        }
+        if let Some(fitted) = self.data.fitted().first() {
+            return Err(fitted.to_string());
+        }
+        if self.data.declared_examples.is_none() {
+            return Err("with [privacy] [data] must give declared_examples, a rounded number that every client declares".into());
+        }
+        if self.population.samples_per_client.is_some() && self.data.group.is_none() {
+            return Err(
+                "[population] samples_per_client may deal a client one row twice: with [privacy] leave it out".into()
+            );
+        }
+        Ok(())
     }
 
     /// The scenario as resolved, for a run's folder: it names the job as `job.toml` beside it and its data by an
@@ -438,11 +468,56 @@ mod tests {
             (SCENARIO, vec!["population.clients=0"], "clients = 0"),
             (SCENARIO, vec!["population.clients=-1"], "[population]"),
             (SCENARIO, vec!["data.source=idx"], "[data]"),
-            (SCENARIO, vec!["privacy.unit=example"], "[privacy] is not available yet"),
+            (SCENARIO, vec!["data.declared_examples=0"], "[data] declared_examples: must be at least 1"),
+            (SCENARIO, vec!["data.declared_examples.a=10"], "there are no sites: write one number"),
+            (SCENARIO, vec!["data.public_test=1"], "[data] invalid type"),
+            (SCENARIO, vec!["data.publc_test=true"], "did you mean `data.public_test`?"),
+            (SCENARIO, vec!["data.group=patient"], "source = \"synthetic\" does not use it"),
+            (SCENARIO, vec!["privacy.unit=example"], "missing field `mechanism` in `privacy`"),
         ] {
             let error = read(scenario, &set).unwrap_err();
             assert!(error.contains(words) && !error.contains('\n'), "{set:?}: {error}");
         }
+    }
+
+    #[test]
+    fn every_client_declares_the_number_or_each_site_its_own() {
+        let one = read(SCENARIO, &["data.declared_examples=20", "data.public_test=true"]).unwrap();
+        assert!(one.data.public_test);
+        let share = one.federation().unwrap().shares.swap_remove(3);
+        assert_eq!(one.data.declared_examples_of(Some(&share.name)), Some(20));
+        let sited = "job = 'job.toml'\n[data]\nsource = 'synthetic-federated'\nusers = 3\niid = true\n\
+                     declared_examples = { f_00000 = 50, f_00001 = 60 }\n";
+        let fits = ["model.inputs=[60]", "partition.scheme=natural"];
+        let refused = read(sited, &fits).unwrap().federation().unwrap_err().to_string();
+        assert!(refused.contains("declared_examples: site \"f_00002\" is missing"), "{refused}");
+        let all = read(sited, &["model.inputs=[60]", "data.declared_examples.f_00002=70"]).unwrap();
+        assert_eq!(all.data.declared_examples_of(Some(&"f_00002".parse().unwrap())), Some(70));
+        all.federation().unwrap();
+        let refused = read(sited, &["partition.scheme=iid", "population.clients=3"]).unwrap_err();
+        assert!(refused.contains("only the clients of partition \"natural\" are sites"), "{refused}");
+    }
+
+    // correction 1, correction 3
+    #[test]
+    fn the_private_heart_disease_scenario_is_made_of_public_constants() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../jobs/heart-disease-private.toml");
+        let read = |data| Scenario::read(&path, &Overrides { data, ..Overrides::default() }).unwrap();
+        let scenario = read(None);
+        assert_eq!(scenario.data.fitted(), []);
+        assert!(scenario.data.public_test && scenario.job.privacy.is_some());
+        let Some(folder) = std::env::var_os("TRIBUTARY_DATA").map(PathBuf::from) else {
+            eprintln!("skipped: TRIBUTARY_DATA is not set (a folder with heart-disease/)");
+            return;
+        };
+        let scenario = read(Some(folder));
+        let federation = scenario.federation().unwrap();
+        let sizes = federation.shares.iter().map(|share| {
+            let declared = scenario.data.declared_examples_of(Some(&share.name)).unwrap();
+            assert!((0.8..1.25).contains(&(declared as f64 / share.train.len() as f64)), "{}", share.name);
+            share.train.len() + share.test.len()
+        });
+        assert_eq!(sizes.collect::<Vec<_>>(), [303, 294, 123, 200]);
     }
 
     #[test]

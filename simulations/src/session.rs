@@ -106,6 +106,7 @@ impl<'a> Session<'a> {
             instruction_sets: instruction_sets(),
             trainer: trainer.to_owned(),
             workers: settings.workers,
+            has_secret_noise: settings.has_secret_noise,
         };
         let (mut writer, mut history, mut lost) = (target.open()?, History::default(), false);
         let finished = engine::simulate(scenario, federation, settings, stop, &mut |observation| {

@@ -233,7 +233,14 @@ mod tests {
     fn kept(values: &[f32]) -> (Attempt, Kept) {
         let digest = model::digest(values);
         let bytes = values.len() as u64 * 4;
-        let kept = Kept { model: digest, digest: Some(digest), bytes, examples: 60, stored: Time(0) };
+        let kept = Kept {
+            model: digest,
+            digest: Some(digest),
+            bytes,
+            examples: 60,
+            private: false,
+            stored: Time(0),
+        };
         (Attempt { run: RunId(1), round: 2, attempt: 1 }, kept)
     }
 

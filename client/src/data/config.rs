@@ -18,7 +18,7 @@ pub const SCHEMA: Schema = Schema {
         "path",
         "site",
         "classes",
-        "declared_examples",
+        "public_test",
         "group",
         "mean",
         "standard_deviation",
@@ -41,7 +41,9 @@ pub const SCHEMA: Schema = Schema {
         "iid",
     ],
     tables: &[
+        ("declared_examples", None),
         ("label_rule", None),
+        ("missing_value", None),
         ("one_hot", None),
         ("standardise", None),
         ("sites", None),
@@ -127,6 +129,53 @@ pub enum MissingRows {
     Error,
 }
 
+/// How many training examples nodes declare.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "a whole number, or a table of sites and their numbers: { north = 200 }")]
+pub enum DeclaredExamples {
+    /// This node; in a scenario each client.
+    One(u64),
+    /// In a scenario with a client per site: each site.
+    BySite(BTreeMap<NodeName, u64>),
+}
+
+/// A value of a cell, written as a number or a text.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "a number, or the text of a category")]
+pub enum CellValue {
+    /// A number; of a one-hot column the category that equals it.
+    Number(f64),
+    /// A category of a one-hot column.
+    Text(String),
+}
+
+impl CellValue {
+    /// The value as a cell would hold it.
+    pub(super) fn cell(&self) -> String {
+        match self {
+            CellValue::Number(number) => number.to_string(),
+            CellValue::Text(text) => text.trim().to_owned(),
+        }
+    }
+}
+
+/// A setting that looks at more than one example: removing one example would then change what the others become, and
+/// clipping would no longer bound what one person can do. A job with `[privacy] unit = "example"` does without.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fitted {
+    /// The setting, as the `[data]` table has it.
+    pub setting: &'static str,
+    /// What to write in its place.
+    pub instead: &'static str,
+}
+
+impl std::fmt::Display for Fitted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { setting, instead } = self;
+        write!(f, "[data] {setting} is fitted to the data: with [privacy] give {instead}")
+    }
+}
+
 /// Columns that become one 0/1 feature per category.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(
@@ -137,7 +186,7 @@ pub enum OneHot {
     /// Categories are those found at any site, in increasing order. This looks at the data of all sites,
     /// so a node, which has one, declares them instead.
     Fitted(Vec<String>),
-    /// Categories and their order, by column.
+    /// Categories and their order, by column. Any other value has none of them: zeros.
     Declared(BTreeMap<String, Vec<String>>),
 }
 
@@ -177,24 +226,28 @@ pub struct SiteColumn {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(
     untagged,
-    expecting = "the name of a split file, or { test_fraction = 0.2 }, with key = \"TEXT\" if you like"
+    expecting = "the name of a split file, or { test_fraction = 0.2 }, with id = \"COLUMN\" and key = \"TEXT\" if you like"
 )]
 pub enum SplitRule {
     /// A JSON file beside the data: `{"SITE": {"train": [rows], "test": [rows]}, …}`, or without sites
     /// `{"train": [rows], "test": [rows]}`. Row numbers start at 0 and count the rows of the raw file, the
     /// header excepted. A row in neither list is left out.
     File(PathBuf),
-    /// A row is a test row where a BLAKE3 hash of its content, keyed by `key`, falls below the fraction. So
-    /// neither the order of the rows nor any other row decides, and equal rows fall on the same side.
+    /// A row is a test row where a BLAKE3 hash, keyed by `key`, falls below the fraction: the hash of its group,
+    /// or of its cell in the column `id`, or else of its content. So neither the order of the rows nor any other row
+    /// decides, and equal rows fall on the same side.
     Hashed(HashedSplit),
 }
 
-/// A split by content: see [`SplitRule::Hashed`].
+/// A split by a hash: see [`SplitRule::Hashed`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HashedSplit {
     /// Expected fraction of test rows, above 0 and below 1.
     pub test_fraction: f64,
+    /// The column that tells rows apart, and is no feature; with `group` the group does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
     /// Another key gives another split; empty by default.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub key: String,
@@ -244,10 +297,17 @@ pub struct DataConfig {
     /// or what `label_rule` says.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub classes: Option<usize>,
-    /// With differential privacy: the number of training examples, rounded and public.
+    /// With differential privacy: the number of training examples, or with `group` of groups; rounded, public, declared
+    /// once and not corrected when the data change. It scales the updates, and anybody may learn it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub declared_examples: Option<u64>,
-    /// The column that names the unit of privacy: not available yet.
+    pub declared_examples: Option<DeclaredExamples>,
+    /// Whether the held-out examples are public, so that figures over them cost nothing with differential privacy;
+    /// `false` by default.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub public_test: bool,
+    /// What names the unit of privacy, such as the patient, whose examples then stay together: a column of a CSV
+    /// table (any text; not a feature), or the arrays `train_NAME` and so on of an NPZ file (integers). Absent:
+    /// every example is a unit of its own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub group: Option<String>,
 
@@ -285,6 +345,10 @@ pub struct DataConfig {
     /// CSV: what happens to a row with a missing value in a kept column; `error` by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub missing_rows: Option<MissingRows>,
+    /// CSV: constants that stand in for missing values, by column, in the units of the file; rows that lack a value in
+    /// another column follow `missing_rows`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub missing_value: BTreeMap<String, CellValue>,
     /// CSV: columns that become one 0/1 feature per category. Numeric columns come first, in the file's
     /// order; then the one-hot columns, in the file's order too.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -340,6 +404,7 @@ impl DataConfig {
             site: None,
             classes: None,
             declared_examples: None,
+            public_test: false,
             group: None,
             mean: None,
             standard_deviation: None,
@@ -352,6 +417,7 @@ impl DataConfig {
             drop: Vec::new(),
             missing: None,
             missing_rows: None,
+            missing_value: BTreeMap::new(),
             one_hot: None,
             drop_first: None,
             standardise: None,
@@ -373,6 +439,43 @@ impl DataConfig {
         self.sites.is_some() || self.source == Source::SyntheticFederated
     }
 
+    /// The number of examples that the node of `site` declares, or a node without sites.
+    pub fn declared_examples_of(&self, site: Option<&NodeName>) -> Option<u64> {
+        match self.declared_examples.as_ref()? {
+            DeclaredExamples::One(examples) => Some(*examples),
+            DeclaredExamples::BySite(sites) => sites.get(site?).copied(),
+        }
+    }
+
+    /// The settings that are fitted to the data. Everything else is a constant, or looks at one example alone.
+    pub fn fitted(&self) -> Vec<Fitted> {
+        let read = matches!(self.source, Source::Idx | Source::Csv | Source::Npz | Source::Images);
+        let settings = [
+            (
+                self.standardise == Some(Standardise::PerSite(true)),
+                "standardise = true",
+                "standardise = { COLUMN = [mean, standard_deviation] }, public constants",
+            ),
+            (
+                matches!(self.one_hot, Some(OneHot::Fitted(_))),
+                "one_hot = [COLUMN]",
+                "one_hot = { COLUMN = [\"1\", \"2\"] }, with all categories",
+            ),
+            (
+                matches!(self.split, Some(SplitRule::File(_))),
+                "split = \"FILE\"",
+                "split = { test_fraction = 0.2, id = \"COLUMN\" }, which looks at one row alone",
+            ),
+            (
+                read && self.classes.is_none() && self.label_rule.is_none(),
+                "the number of classes",
+                "classes = 2, or as many as the job has",
+            ),
+        ];
+        let fitted = settings.into_iter().filter(|(fitted, ..)| *fitted);
+        fitted.map(|(_, setting, instead)| Fitted { setting, instead }).collect()
+    }
+
     /// Checks everything that can be checked without opening a file.
     ///
     /// # Errors
@@ -383,9 +486,6 @@ impl DataConfig {
                 "source",
                 "\"images\" is not available yet: use idx, csv, npz, synthetic or synthetic-federated",
             ));
-        }
-        if self.group.is_some() {
-            return Err(config("group", "not available yet: remove it; the unit is one example"));
         }
         self.refuse_foreign_keys()?;
         if matches!(self.source, Source::Synthetic | Source::SyntheticFederated) {
@@ -398,9 +498,7 @@ impl DataConfig {
         if self.classes.is_some_and(|classes| !(1..=CLASSES).contains(&classes)) {
             return Err(config("classes", format!("must be from 1 to {CLASSES}")));
         }
-        if self.declared_examples == Some(0) {
-            return Err(config("declared_examples", "must be at least 1"));
-        }
+        self.validate_declared()?;
         for (key, constants) in [("mean", &self.mean), ("standard_deviation", &self.standard_deviation)] {
             let values = match constants {
                 None => continue,
@@ -414,11 +512,44 @@ impl DataConfig {
                 return Err(config(key, "must be above 0"));
             }
         }
+        if let Some(group @ ("" | "images" | "labels")) = self.group.as_deref() {
+            return Err(config(
+                "group",
+                format!("\"{group}\" does not name groups: name what tells persons apart"),
+            ));
+        }
         match self.source {
             Source::Csv => self.validate_csv(),
             Source::Synthetic => self.validate_synthetic(),
             Source::SyntheticFederated => self.validate_synthetic_federated(),
             Source::Idx | Source::Npz | Source::Images => Ok(()),
+        }
+    }
+
+    fn validate_declared(&self) -> Result<(), DataError> {
+        let refuse = |problem: String| Err(config("declared_examples", problem));
+        match &self.declared_examples {
+            Some(DeclaredExamples::One(0)) => refuse("must be at least 1".into()),
+            Some(DeclaredExamples::BySite(declared)) => {
+                if let Some((site, _)) = declared.iter().find(|(_, examples)| **examples == 0) {
+                    return refuse(format!("site \"{site}\": must be at least 1"));
+                }
+                if !self.has_sites() {
+                    return refuse("there are no sites: write one number".into());
+                }
+                if let Some(site) = self.site.as_ref().filter(|site| !declared.contains_key(*site)) {
+                    return refuse(format!("site \"{site}\" is missing"));
+                }
+                let Some(Sites::Files(files)) = &self.sites else { return Ok(()) };
+                if let Some(site) = declared.keys().find(|site| !files.contains_key(site)) {
+                    return refuse(format!("`sites` has no site \"{site}\""));
+                }
+                match files.keys().find(|site| !declared.contains_key(site)) {
+                    Some(site) => refuse(format!("site \"{site}\" is missing")),
+                    None => Ok(()),
+                }
+            }
+            _ => Ok(()),
         }
     }
 
@@ -436,6 +567,7 @@ impl DataConfig {
             ("mean", self.mean.is_some(), images),
             ("standard_deviation", self.standard_deviation.is_some(), images),
             ("held_out", self.held_out.is_some(), self.source == Source::Npz),
+            ("group", self.group.is_some(), csv || self.source == Source::Npz),
             ("site", self.site.is_some(), csv),
             ("columns", self.columns.is_some(), csv),
             ("header", self.header.is_some(), csv),
@@ -445,6 +577,7 @@ impl DataConfig {
             ("drop", !self.drop.is_empty(), csv),
             ("missing", self.missing.is_some(), csv),
             ("missing_rows", self.missing_rows.is_some(), csv),
+            ("missing_value", !self.missing_value.is_empty(), csv),
             ("one_hot", self.one_hot.is_some(), csv),
             ("drop_first", self.drop_first.is_some(), csv),
             ("standardise", self.standardise.is_some(), csv),
@@ -530,10 +663,13 @@ impl DataConfig {
                 }
             }
         }
-        if let Some(SplitRule::Hashed(HashedSplit { test_fraction, .. })) = self.split
-            && !(test_fraction > 0.0 && test_fraction < 1.0)
-        {
-            return Err(config("split", "test_fraction must be above 0 and below 1"));
+        if let Some(SplitRule::Hashed(HashedSplit { test_fraction, id, .. })) = &self.split {
+            if !(*test_fraction > 0.0 && *test_fraction < 1.0) {
+                return Err(config("split", "test_fraction must be above 0 and below 1"));
+            }
+            if id.is_some() && self.group.is_some() {
+                return Err(config("split", "`group` decides, so that a group stays together: remove id"));
+            }
         }
         Ok(())
     }

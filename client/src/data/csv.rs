@@ -12,9 +12,9 @@ use tributary_common::ids::NodeName;
 use super::config::config as config_error;
 use super::images::out_of_range;
 use super::{
-    BinaryRule, DataConfig, DataError, Dataset, EXAMPLES, HashedSplit, LabelRule, MissingRows, OneHot,
-    Positive, Site, Sites, Split, SplitRule, Standardise, TEXT_FILE_BYTES, VALUES, classes, file, open,
-    record,
+    BinaryRule, DataConfig, DataError, Dataset, EXAMPLES, Groups, HashedSplit, LabelRule, MissingRows,
+    OneHot, Positive, Site, Sites, Split, SplitRule, Standardise, TEXT_FILE_BYTES, VALUES, classes, file,
+    open, record,
 };
 
 /// Most columns of a table.
@@ -67,10 +67,16 @@ struct Schema {
     names: Vec<String>,
     label: usize,
     site: Option<usize>,
+    /// The column that names the unit of privacy.
+    group: Option<usize>,
+    /// The column by which the split tells rows apart, where there are no groups.
+    id: Option<usize>,
     /// Columns that become one feature each, in the file's order.
     numeric: Vec<usize>,
     /// Columns that become one feature per category, in the file's order.
     one_hot: Vec<usize>,
+    /// What stands in for a missing value, by column.
+    constants: BTreeMap<usize, String>,
     /// `label_rule`'s values.
     label_values: Vec<Category>,
 }
@@ -104,12 +110,21 @@ impl Schema {
         if site == Some(label) {
             return Err(config_error("sites", "the label's column cannot be the site's too"));
         }
+        let group = config.group.as_deref().map(|name| find("group", name)).transpose()?;
+        if group.is_some_and(|column| !used.insert(column)) {
+            return Err(config_error("group", "the label's or the site's column cannot be the group's too"));
+        }
+        let id = match &config.split {
+            Some(SplitRule::Hashed(HashedSplit { id: Some(name), .. })) => Some(find("split", name)?),
+            _ => None,
+        };
+        if id.is_some_and(|column| !used.insert(column)) {
+            return Err(config_error("split", "the label's or the site's column cannot be the id too"));
+        }
         for name in &config.drop {
             if !used.insert(find("drop", name)?) {
-                return Err(config_error(
-                    "drop",
-                    format!("column \"{name}\" is the label, the site, or here twice"),
-                ));
+                let problem = format!("column \"{name}\" is the label, site, group or id, or here twice");
+                return Err(config_error("drop", problem));
             }
         }
         let hot_names: Vec<&String> = match &config.one_hot {
@@ -121,7 +136,8 @@ impl Schema {
         for name in hot_names {
             let place = find("one_hot", name)?;
             if !used.insert(place) {
-                let problem = format!("column \"{name}\" is the label, the site, dropped, or here twice");
+                let problem =
+                    format!("column \"{name}\" is the label, site, group or id, dropped, or here twice");
                 return Err(config_error("one_hot", problem));
             }
             one_hot.insert(place);
@@ -137,6 +153,28 @@ impl Schema {
                 }
             }
         }
+        let mut constants = BTreeMap::new();
+        for (name, value) in &config.missing_value {
+            let (column, cell) = (find("missing_value", name)?, value.cell());
+            let refuse =
+                |problem: &str| config_error("missing_value", format!("column \"{name}\" {problem}"));
+            if one_hot.contains(&column) {
+                if let Some(OneHot::Declared(columns)) = &config.one_hot
+                    && !columns
+                        .get(name)
+                        .into_iter()
+                        .flatten()
+                        .any(|known| Category::of(known) == Category::of(&cell))
+                {
+                    return Err(refuse("needs one of its categories in one_hot"));
+                }
+            } else if !numeric.contains(&column) {
+                return Err(refuse("is not a feature"));
+            } else if !cell.parse::<f64>().is_ok_and(|number| (number as f32).is_finite()) {
+                return Err(refuse("needs a finite number"));
+            }
+            constants.insert(column, cell);
+        }
         if numeric.is_empty() && one_hot.is_empty() {
             return Err(file(path, "has no feature column besides the label: check `drop` and `delimiter`"));
         }
@@ -147,7 +185,8 @@ impl Schema {
         if label_values.iter().collect::<BTreeSet<_>>().len() != label_values.len() {
             return Err(config_error("label_rule", "lists a value twice"));
         }
-        Ok(Self { label, site, numeric, one_hot: one_hot.into_iter().collect(), label_values, names })
+        let one_hot = one_hot.into_iter().collect();
+        Ok(Self { label, site, group, id, numeric, one_hot, constants, label_values, names })
     }
 
     fn name(&self, column: usize) -> &str {
@@ -195,7 +234,9 @@ struct Row {
     numeric: Vec<f64>,
     categories: Vec<Category>,
     label: i64,
-    /// Whether the content hash makes it a test row.
+    /// The group's cell.
+    group: Option<Box<str>>,
+    /// Whether the hash of the group, the id, or else the content makes it a test row.
     hashed_test: bool,
 }
 
@@ -296,18 +337,22 @@ fn parse(
     split: &SplitPlan,
     cells: &StringRecord,
 ) -> Result<Option<Row>, String> {
-    let cell = |column: usize| cells.get(column).unwrap_or_default();
-    let missing = |column: usize| {
-        let cell = cell(column);
-        cell.is_empty() || config.missing.as_deref().is_some_and(|mark| mark.trim() == cell)
+    let missing =
+        |cell: &str| cell.is_empty() || config.missing.as_deref().is_some_and(|mark| mark.trim() == cell);
+    // A missing value is its column's constant, if there is one.
+    let cell = |column: usize| {
+        let cell = cells.get(column).unwrap_or_default();
+        schema.constants.get(&column).map(String::as_str).filter(|_| missing(cell)).unwrap_or(cell)
     };
-    let kept = schema.numeric.iter().chain(&schema.one_hot).chain([&schema.label]);
-    if let Some(column) = kept.copied().find(|column| missing(*column)) {
+    let others = [Some(&schema.label), schema.group.as_ref(), schema.id.as_ref()].into_iter().flatten();
+    let mut kept = schema.numeric.iter().chain(&schema.one_hot).chain(others).copied();
+    if let Some(column) = kept.find(|column| !schema.constants.contains_key(column) && missing(cell(*column)))
+    {
         if config.missing_rows == Some(MissingRows::Drop) {
             return Ok(None);
         }
         return Err(format!(
-            "column \"{}\" has no value; set missing_rows = \"drop\", or drop the column",
+            "column \"{}\" has no value; set missing_rows = \"drop\", give missing_value, or drop the column",
             shown(schema.name(column))
         ));
     }
@@ -363,7 +408,8 @@ fn parse(
         numeric: schema.numeric.iter().map(|column| number(*column)).collect::<Result<_, _>>()?,
         categories: schema.one_hot.iter().map(|column| Category::of(cell(*column))).collect(),
         label,
-        hashed_test: split.holds_out(cells),
+        group: schema.group.map(|column| cell(column).into()),
+        hashed_test: split.holds_out(cells, schema.group.or(schema.id).map(cell)),
     }))
 }
 
@@ -371,7 +417,7 @@ fn parse(
 enum SplitPlan {
     None,
     File { path: PathBuf, sites: BTreeMap<Option<String>, Halves> },
-    Hashed { key: [u8; 32], fraction: f64 },
+    Hashed { by_content: [u8; 32], by_id: [u8; 32], fraction: f64 },
 }
 
 #[derive(Debug, Deserialize)]
@@ -383,8 +429,12 @@ struct Halves {
 
 impl SplitPlan {
     fn hashed(rule: &HashedSplit) -> Self {
-        let key = blake3::derive_key("tributary 2026 test split by content v1", rule.key.as_bytes());
-        SplitPlan::Hashed { key, fraction: rule.test_fraction }
+        let key = |context| blake3::derive_key(context, rule.key.as_bytes());
+        SplitPlan::Hashed {
+            by_content: key("tributary 2026 test split by content v1"),
+            by_id: key("tributary 2026 test split by id v1"),
+            fraction: rule.test_fraction,
+        }
     }
 
     fn read(path: &Path, by_site: bool) -> Result<Self, DataError> {
@@ -414,13 +464,17 @@ impl SplitPlan {
         Ok(SplitPlan::File { path: path.to_path_buf(), sites })
     }
 
-    /// The content hash's word on a row: every cell counts, with its length.
-    fn holds_out(&self, cells: &StringRecord) -> bool {
-        let SplitPlan::Hashed { key, fraction } = self else { return false };
-        let mut hasher = blake3::Hasher::new_keyed(key);
-        for cell in cells {
+    /// The hash's word on a row: its group or id alone decides, or else its content, where every cell counts.
+    fn holds_out(&self, cells: &StringRecord, id: Option<&str>) -> bool {
+        let SplitPlan::Hashed { by_content, by_id, fraction } = self else { return false };
+        let mut hasher = blake3::Hasher::new_keyed(if id.is_some() { by_id } else { by_content });
+        let mut add = |cell: &str| {
             hasher.update(&(cell.len() as u64).to_le_bytes());
             hasher.update(cell.as_bytes());
+        };
+        match id {
+            Some(id) => add(id),
+            None => cells.iter().for_each(add),
         }
         let mut word = [0; 8];
         hasher.finalize_xof().fill(&mut word);
@@ -488,8 +542,11 @@ fn assemble(
     let mut train = Split::default();
     let mut test = Split::default();
     let mut sites = Vec::new();
-    for table in &tables {
+    // Groups of one name at two sites are two groups.
+    let (mut train_groups, mut test_groups) = (Groups::default(), Groups::default());
+    for (place, table) in tables.iter().enumerate() {
         let (train_rows, test_rows) = plan.halves(table)?;
+        together(table, &train_rows, &test_rows)?;
         if train_rows.is_empty() {
             let site = table.site.as_ref().map(|site| format!("site {site}: ")).unwrap_or_default();
             return Err(file(
@@ -497,13 +554,14 @@ fn assemble(
                 format!("{site}no training row is left: check `split` and `missing_rows`"),
             ));
         }
-        let train_features = encoder.rows(table, &train_rows)?;
+        let train_features = encoder.rows(table, &train_rows);
         let scale = encoder.scale(config, table, &train_features)?;
-        let test_features = encoder.rows(table, &test_rows)?;
+        let test_features = encoder.rows(table, &test_rows);
         let (train_start, test_start) = (train.len(), test.len());
-        for (half, rows, features) in
-            [(&mut train, &train_rows, train_features), (&mut test, &test_rows, test_features)]
-        {
+        for (half, groups, rows, features) in [
+            (&mut train, &mut train_groups, &train_rows, train_features),
+            (&mut test, &mut test_groups, &test_rows, test_features),
+        ] {
             for (row, values) in rows.iter().zip(features.chunks(encoder.width.max(1))) {
                 for (value, (mean, deviation)) in values.iter().zip(&scale) {
                     let value = ((value - mean) / deviation) as f32;
@@ -514,6 +572,7 @@ fn assemble(
                     half.features.push(value);
                 }
                 half.labels.push(row.label);
+                half.groups.extend(row.group.as_deref().map(|group| groups.id((place, group))));
             }
         }
         if let Some(name) = &table.site {
@@ -533,6 +592,21 @@ fn assemble(
         test: Arc::new(test),
         sites: config.sites.is_some().then_some(sites),
     })
+}
+
+/// Refuses a split that tears a group apart.
+fn together(table: &Table, train: &[&Row], test: &[&Row]) -> Result<(), DataError> {
+    let trained: BTreeSet<&str> = train.iter().filter_map(|row| row.group.as_deref()).collect();
+    match test.iter().find(|row| row.group.as_deref().is_some_and(|group| trained.contains(group))) {
+        None => Ok(()),
+        Some(row) => {
+            let group = shown(row.group.as_deref().unwrap_or_default());
+            let problem = format!(
+                "is a test row, but other rows of its group \"{group}\" are for training: keep a group in one half"
+            );
+            Err(record(&table.path, format!("line {}", row.line), problem))
+        }
+    }
 }
 
 /// From rows to feature vectors.
@@ -582,24 +656,27 @@ impl<'a> Encoder<'a> {
         Ok(Self { schema, categories, skipped, width })
     }
 
-    /// The rows' features, rows × width.
-    fn rows(&self, table: &Table, rows: &[&Row]) -> Result<Vec<f64>, DataError> {
+    /// The rows' features, rows × width. A value that is no category of its column has zeros there, so that one
+    /// row of a kind never seen before stops nobody; the log counts them.
+    fn rows(&self, table: &Table, rows: &[&Row]) -> Vec<f64> {
+        let mut unknown = vec![0usize; self.categories.len()];
         let mut features = Vec::with_capacity(rows.len().saturating_mul(self.width));
         for row in rows {
             features.extend(&row.numeric);
-            for ((value, known), column) in
-                row.categories.iter().zip(&self.categories).zip(&self.schema.one_hot)
-            {
-                let place = known.iter().position(|category| category == value).ok_or_else(|| {
-                    let name = shown(self.schema.name(*column));
-                    let problem =
-                        format!("column \"{name}\" holds an undeclared category: add it to one_hot");
-                    record(&table.path, format!("line {}", row.line), problem)
-                })?;
-                features.extend((self.skipped..known.len()).map(|k| f64::from(u8::from(k == place))));
+            for ((value, known), unknown) in row.categories.iter().zip(&self.categories).zip(&mut unknown) {
+                let place = known.iter().position(|category| category == value);
+                *unknown += usize::from(place.is_none());
+                features.extend((self.skipped..known.len()).map(|k| f64::from(u8::from(Some(k) == place))));
             }
         }
-        Ok(features)
+        for (column, rows) in self.schema.one_hot.iter().zip(unknown).filter(|(_, rows)| *rows > 0) {
+            tracing::warn!(
+                "{}: {rows} rows have a value of column \"{}\" that one_hot does not list: they have no category there",
+                table.path.display(),
+                shown(self.schema.name(*column)),
+            );
+        }
+        features
     }
 
     /// What each feature is lessened and then divided by.

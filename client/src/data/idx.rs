@@ -74,7 +74,7 @@ pub(super) fn half<R: BufRead>(
     let [count, height, width] = sizes.as_slice() else {
         return Err(file(image_path, "is not a file of images"));
     };
-    paired(label_path, "this file", label_sizes.first().copied().unwrap_or(0), *count)?;
+    paired(label_path, "this file", "labels", label_sizes.first().copied().unwrap_or(0), *count)?;
     let values = label_bytes.iter().map(|label| i64::from(*label));
     let split = Split {
         labels: labels(label_path, "label", config.classes, values)?,

@@ -113,13 +113,19 @@ pub(super) fn out_of_range(label: i64, classes: usize) -> String {
     format!("{label} is not a class: {classes} classes are 0 to {last}; correct the label, or `classes`")
 }
 
-/// Refuses labels that are not as many as the images.
-pub(super) fn paired(path: &Path, labels: &str, found: usize, images: usize) -> Result<(), DataError> {
+/// Refuses labels, or whatever `what` says, that are not as many as the images.
+pub(super) fn paired(
+    path: &Path,
+    name: &str,
+    what: &str,
+    found: usize,
+    images: usize,
+) -> Result<(), DataError> {
     if found == images {
         return Ok(());
     }
     Err(file(
         path,
-        format!("{labels} holds {found} labels for {images} images: take both from the same release"),
+        format!("{name} holds {found} {what} for {images} images: take both from the same release"),
     ))
 }

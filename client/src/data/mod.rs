@@ -26,6 +26,7 @@ mod npz;
 mod synthetic;
 mod synthetic_federated;
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::ops::Range;
@@ -36,8 +37,8 @@ use tributary_common::digest::Digest;
 use tributary_common::ids::NodeName;
 
 pub use config::{
-    BinaryRule, DataConfig, HashedSplit, HeldOut, LabelRule, MissingRows, OneHot, PerChannel, Positive,
-    SCHEMA, SiteColumn, Sites, Source, SplitRule, Standardise,
+    BinaryRule, CellValue, DataConfig, DeclaredExamples, Fitted, HashedSplit, HeldOut, LabelRule,
+    MissingRows, OneHot, PerChannel, Positive, SCHEMA, SiteColumn, Sites, Source, SplitRule, Standardise,
 };
 
 /// Most values (examples × values per example) of one half of a data set: 16 GiB of `f32`.
@@ -96,8 +97,8 @@ pub struct Split {
     pub features: Vec<f32>,
     /// One class per example, from 0.
     pub labels: Vec<i64>,
-    /// Whose each example is, as a number per person: privacy then protects persons. Empty where every example
-    /// stands for itself.
+    /// The unit of privacy of each example, such as a patient: dense ids in the order of first appearance. Empty
+    /// without `[data] group`: every example is a unit of its own.
     pub groups: Vec<u32>,
 }
 
@@ -110,6 +111,33 @@ impl Split {
     /// Whether there is no example.
     pub fn is_empty(&self) -> bool {
         self.labels.is_empty()
+    }
+
+    /// Number of units of privacy: groups, or without groups examples.
+    pub fn units(&self) -> usize {
+        if self.groups.is_empty() {
+            return self.len();
+        }
+        self.groups.iter().max().map_or(0, |last| *last as usize + 1)
+    }
+}
+
+/// Dense ids of groups, in the order of their first appearance.
+#[derive(Debug)]
+pub(crate) struct Groups<K>(BTreeMap<K, u32>);
+
+impl<K> Default for Groups<K> {
+    fn default() -> Self {
+        Self(BTreeMap::new())
+    }
+}
+
+impl<K: Ord> Groups<K> {
+    /// The id of the group that `key` names.
+    pub(crate) fn id(&mut self, key: K) -> u32 {
+        // There are no more groups than examples, whose number fits.
+        let next = u32::try_from(self.0.len()).unwrap_or(u32::MAX);
+        *self.0.entry(key).or_insert(next)
     }
 }
 
@@ -140,7 +168,7 @@ pub struct Dataset {
 }
 
 impl Dataset {
-    /// BLAKE3 over shapes, sites, features and labels: equal digests mean equal training.
+    /// BLAKE3 over shapes, sites, features, labels and groups: equal digests mean equal training.
     pub fn digest(&self) -> Digest {
         let mut hasher = blake3::Hasher::new_derive_key("tributary 2026 data set digest v1");
         let number = |hasher: &mut blake3::Hasher, n: usize| {
@@ -170,6 +198,12 @@ impl Dataset {
             for block in split.labels.chunks(8_192) {
                 bytes.clear();
                 bytes.extend(block.iter().flat_map(|label| label.to_le_bytes()));
+                hasher.update(&bytes);
+            }
+            // Nothing is added without groups, so that the digests of such data stay what they were.
+            for block in split.groups.chunks(16_384) {
+                bytes.clear();
+                bytes.extend(block.iter().flat_map(|group| group.to_le_bytes()));
                 hasher.update(&bytes);
             }
         }

@@ -3,6 +3,7 @@
 //! The `.npy` header is parsed here, because its length, its nesting and its shape come from the file and
 //! must be bounded before anything is allocated. Format: NEP 1, and numpy's `lib.format`.
 
+use std::collections::BTreeSet;
 use std::io::{BufReader, Read, Seek};
 use std::path::Path;
 use std::sync::Arc;
@@ -13,7 +14,8 @@ use zip::result::ZipError;
 use super::config::config as config_error;
 use super::images::{Normalisation, labels, paired, volume};
 use super::{
-    DataConfig, DataError, Dataset, HeldOut, Split, classes, damaged, file, open, read_exactly, record,
+    DataConfig, DataError, Dataset, Groups, HeldOut, Split, classes, damaged, file, open, read_exactly,
+    record,
 };
 
 /// Most bytes of a `.npy` header; numpy's own limit.
@@ -35,7 +37,7 @@ pub(super) fn read(config: &DataConfig, path: &Path, reader: impl Read + Seek) -
     let mut archive = ZipArchive::new(reader).map_err(|cause| {
         file(path, format!("is not a readable NPZ (zip) archive: {cause}; fetch it again"))
     })?;
-    let (shape, train) = half(config, path, &mut archive, "train")?;
+    let (shape, train, train_groups) = half(config, path, &mut archive, "train")?;
     let prefix = match config.held_out {
         Some(HeldOut::Val) => "val",
         Some(HeldOut::Test) | None => "test",
@@ -45,11 +47,17 @@ pub(super) fn read(config: &DataConfig, path: &Path, reader: impl Read + Seek) -
         archive.file_names().any(|member| member.is_ok_and(|member| member == name))
     });
     let test = if present {
-        let (test_shape, test) = half(config, path, &mut archive, prefix)?;
+        let (test_shape, test, test_groups) = half(config, path, &mut archive, prefix)?;
         if test_shape != shape {
             let problem =
                 format!("{prefix}_images holds images of {test_shape:?}, train_images of {shape:?}");
             return Err(file(path, problem));
+        }
+        let trained: BTreeSet<i64> = train_groups.into_iter().collect();
+        if let Some(row) = test_groups.iter().position(|group| trained.contains(group)) {
+            let problem = "its group has training examples too: keep a group in one half";
+            let name = config.group.as_deref().unwrap_or_default();
+            return Err(record(path, format!("{prefix}_{name}.npy, row {row}"), problem));
         }
         test
     } else if config.held_out.is_some() {
@@ -66,12 +74,13 @@ pub(super) fn read(config: &DataConfig, path: &Path, reader: impl Read + Seek) -
     })
 }
 
+/// Reads one half: the shape of an image, the examples, and the group of each as the file has it.
 fn half<R: Read + Seek>(
     config: &DataConfig,
     path: &Path,
     archive: &mut ZipArchive<R>,
     prefix: &str,
-) -> Result<(Vec<usize>, Split), DataError> {
+) -> Result<(Vec<usize>, Split, Vec<i64>), DataError> {
     let name = format!("{prefix}_images.npy");
     let images = member(path, archive, &name)?;
     let (count, height, width, channels, shape) = match *images.shape.as_slice() {
@@ -109,21 +118,39 @@ fn half<R: Read + Seek>(
     drop(images);
 
     let name = format!("{prefix}_labels.npy");
-    let array = member(path, archive, &name)?;
+    let values = integers(path, archive, &name, ["labels", "class"], count)?;
+    let labels = labels(path, &format!("{name}, label"), config.classes, values.into_iter())?;
+    let persons = match &config.group {
+        Some(group) => integers(path, archive, &format!("{prefix}_{group}.npy"), ["groups", "group"], count)?,
+        None => Vec::new(),
+    };
+    let mut ids = Groups::default();
+    let groups = persons.iter().map(|person| ids.id(*person)).collect();
+    Ok((shape, Split { features, labels, groups }, persons))
+}
+
+/// Reads an array of one integer per image: of `what`, each of which is a `one`.
+fn integers<R: Read + Seek>(
+    path: &Path,
+    archive: &mut ZipArchive<R>,
+    name: &str,
+    [what, one]: [&str; 2],
+    images: usize,
+) -> Result<Vec<i64>, DataError> {
+    let array = member(path, archive, name)?;
     let found = match *array.shape.as_slice() {
         [n] | [n, 1] => n,
         _ => {
-            let problem = format!("has shape {:?}; labels are N×1, or N: one class per image", array.shape);
+            let problem = format!("has shape {:?}; {what} are N×1, or N: one {one} per image", array.shape);
             return Err(record(path, name, problem));
         }
     };
-    paired(path, &name, found, count)?;
+    paired(path, name, what, found, images)?;
     let Some(values) = array.integers() else {
-        let problem = format!("labels of {} are not possible: store integers", array.element.name());
+        let problem = format!("{what} of {} are not possible: store integers", array.element.name());
         return Err(record(path, name, problem));
     };
-    let labels = labels(path, &format!("{name}, label"), config.classes, values)?;
-    Ok((shape, Split { features, labels, groups: Vec::new() }))
+    Ok(values.collect())
 }
 
 /// Examples × height × width × channels to examples × channels × height × width.

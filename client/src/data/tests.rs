@@ -12,6 +12,8 @@ use zip::{CompressionMethod, ZipWriter};
 
 use super::*;
 
+mod neighbours;
+
 fn config(text: &str) -> DataConfig {
     toml::from_str(text).unwrap()
 }
@@ -58,6 +60,10 @@ fn a_table_reads_back_as_it_was_written() {
         "source = \"csv\"\npath = \"a.csv\"\nlabel = \"y\"\nlabel_rule = [\"no\", \"yes\"]\nheader = true\n\
          delimiter = \";\"\none_hot = [\"a\"]\nsplit = { test_fraction = 0.25, key = \"k\" }\n\
          standardise = { b = [1.0, 2.0] }\nsites = { column = \"hospital\" }",
+        "source = \"csv\"\npath = \"a.csv\"\nlabel = \"y\"\npublic_test = true\ngroup = \"patient\"\n\
+         declared_examples = { north = 200, south = 40 }\nmissing_value = { b = 3, c = \"no\", d = 2.5 }\n\
+         sites = { north = \"n.csv\", south = \"s.csv\" }\nsplit = { test_fraction = 0.25 }",
+        "source = \"csv\"\npath = \"a.csv\"\nlabel = \"y\"\nsplit = { test_fraction = 0.25, id = \"row\" }",
     ];
     for table in tables {
         let read = config(table);
@@ -89,8 +95,9 @@ fn wrong_tables_are_refused_by_key() {
     refused(
         "group",
         at("source = \"idx\"\npath = \"x\"\ngroup = \"patient\""),
-        &["[data] group", "not available yet"],
+        &["[data] group", "\"idx\" does not use it"],
     );
+    refused("group of labels", at("source = \"npz\"\npath = \"x\"\ngroup = \"labels\""), &["[data] group"]);
     refused("no path", at("source = \"idx\""), &["[data] path", "missing"]);
     refused(
         "foreign key",
@@ -121,6 +128,12 @@ fn wrong_tables_are_refused_by_key() {
         ("one_hot = { c = [] }", "no categories"),
         ("standardise = { c = [0.0, 0.0] }", "above 0"),
         ("split = { test_fraction = 1.0 }", "test_fraction"),
+        ("split = { test_fraction = 0.2, id = \"a\" }\ngroup = \"b\"", "remove id"),
+        ("declared_examples = { a = 1 }", "no sites"),
+        ("sites = { a = \"a.csv\" }\ndeclared_examples = { a = 0 }", "site \"a\": must be at least 1"),
+        ("sites = { a = \"a.csv\" }\ndeclared_examples = { b = 1 }", "no site \"b\""),
+        ("sites = { a = \"a\", b = \"b\" }\ndeclared_examples = { b = 1 }", "site \"a\" is missing"),
+        ("site = \"a\"\nsites = { column = \"h\" }\ndeclared_examples = { b = 1 }", "site \"a\" is missing"),
     ];
     for (lines, part) in bad {
         refused(lines, at(&format!("{csv}{lines}")), &[part]);
@@ -349,6 +362,39 @@ fn npz_loads_medmnist_grey_and_colour() {
 }
 
 #[test]
+fn npz_groups_are_arrays_beside_the_images() {
+    let with = |train: Vec<u8>, test: Vec<u8>| {
+        let bytes = npz(&[
+            ("train_images.npy", npy("|u1", "(3, 1, 1)", &[1, 2, 3])),
+            ("train_labels.npy", labels_of(3)),
+            ("train_patient.npy", train),
+            ("test_images.npy", npy("|u1", "(1, 1, 1)", &[4])),
+            ("test_labels.npy", labels_of(1)),
+            ("test_patient.npy", test),
+        ]);
+        read_npz(&format!("{NPZ}\ngroup = \"patient\""), &bytes)
+    };
+    let test = || npy("|u1", "(1,)", &[5]);
+    let dataset = with(npy("<i2", "(3, 1)", &[9, 0, 255, 255, 9, 0]), test()).unwrap();
+    assert_eq!((&dataset.train.groups[..], &dataset.test.groups[..]), (&[0, 1, 0][..], &[0][..]));
+    let torn = with(npy("|u1", "(3,)", &[9, 5, 9]), test());
+    refused("NPZ: group torn apart", torn, &["test_patient.npy, row 0", "one half"]);
+    let short = with(npy("|u1", "(2,)", &[9, 5]), test());
+    refused("NPZ: 2 groups, 3 images", short, &["train_patient.npy holds 2 groups for 3 images"]);
+    let floats = with(npy("<f4", "(3,)", &[0; 12]), test());
+    refused("NPZ: groups of floats", floats, &["train_patient.npy", "groups of float32", "store integers"]);
+    let square = with(npy("|u1", "(3, 2)", &[0; 6]), test());
+    refused("NPZ: groups N×2", square, &["train_patient.npy", "one group per image"]);
+    let bare =
+        npz(&[("train_images.npy", npy("|u1", "(1, 1, 1)", &[1])), ("train_labels.npy", labels_of(1))]);
+    refused(
+        "NPZ: no groups",
+        read_npz(&format!("{NPZ}\ngroup = \"patient\""), &bare),
+        &["no train_patient.npy"],
+    );
+}
+
+#[test]
 fn malformed_npz_is_refused_in_one_line() {
     let images = || npy("|u1", "(2, 2, 2)", &[7; 8]);
     let pair = |what: &str, images: Vec<u8>, labels: Vec<u8>, parts: &[&str]| {
@@ -522,6 +568,78 @@ fn a_column_can_name_the_site() {
 }
 
 #[test]
+fn constants_stand_in_for_missing_values() {
+    let table = "a,b,c,y\n?,1,x,0\n2,?,?,1\n,4,x,1\n5,6,,0\n7,?,x,?\n";
+    let keys = "missing = \"?\"\nmissing_rows = \"drop\"\none_hot = { c = [\"x\", \"z\"] }";
+    let dataset = read_csv(&format!("{keys}\nmissing_value = {{ a = 50, c = \"z\" }}"), table).unwrap();
+    // The second row lacks b, which has no constant, and the last its label.
+    assert_eq!(dataset.train.features, [50.0, 1.0, 1.0, 0.0, 50.0, 4.0, 1.0, 0.0, 5.0, 6.0, 0.0, 1.0]);
+    let scaled = "missing_value = { a = 54 }\nstandardise = { a = [54, 9] }\ndrop = [\"b\", \"c\"]";
+    let dataset = read_csv(scaled, "a,b,c,y\n,1,x,0\n72,,,1\n").unwrap();
+    assert_eq!(dataset.train.features, [0.0, 2.0], "a constant is in the units of the file");
+}
+
+#[test]
+fn an_undeclared_category_is_none_of_them() {
+    let table = "c,y\n1,0\n1.0,1\n9,0\n2,1\n";
+    let read = |lines: &str| read_csv(lines, table).unwrap().train.features.clone();
+    let declared = "one_hot = { c = [\"1\", \"2\", \"3\"] }";
+    assert_eq!(read(declared), [1., 0., 0., 1., 0., 0., 0., 0., 0., 0., 1., 0.]);
+    assert_eq!(read(&format!("{declared}\ndrop_first = true")), [0., 0., 0., 0., 0., 0., 1., 0.]);
+}
+
+#[test]
+fn an_id_decides_the_split_and_is_no_feature() {
+    let rows = |tail: &str| {
+        let row = |k: usize| format!("r{k},{},{}{tail}\n", k / 7, k % 2);
+        std::iter::once("id,x,y\n".to_owned()).chain((0..2000).map(row)).collect::<String>()
+    };
+    let rule = "split = { test_fraction = 0.25, id = \"id\" }";
+    let dataset = read_csv(rule, &rows("")).unwrap();
+    assert_eq!(dataset.example_shape, [1]);
+    // 500 expected; five standard deviations of a binomial are 97.
+    assert!(dataset.test.len().abs_diff(500) < 97, "{}", dataset.test.len());
+    let other_content = read_csv(rule, &rows(" ").replace(",0", ",1")).unwrap();
+    assert_eq!(other_content.test.len(), dataset.test.len());
+    let other_key = read_csv(&rule.replace("0.25", "0.25, key = \"b\""), &rows("")).unwrap();
+    assert_ne!(other_key.test, dataset.test);
+    // A group's name decides as an id of the same text does.
+    let grouped = read_csv("group = \"id\"\nsplit = { test_fraction = 0.25 }", &rows("")).unwrap();
+    assert_eq!(grouped.test.features, dataset.test.features);
+    refused("CSV: id empty", read_csv(rule, "id,x,y\n,1,0\n"), &["line 2", "\"id\" has no value"]);
+}
+
+#[test]
+fn what_is_fitted_to_the_data_is_named_with_what_to_write_instead() {
+    let fitted = |text: &str| config(text).fitted().iter().map(Fitted::to_string).collect::<Vec<_>>();
+    let heart = fitted(HEART);
+    assert_eq!(heart.len(), 2);
+    assert_eq!(
+        heart[0],
+        "[data] standardise = true is fitted to the data: with [privacy] give standardise = { COLUMN = [mean, \
+         standard_deviation] }, public constants"
+    );
+    assert!(heart[1].starts_with("[data] split = \"FILE\" is fitted") && heart[1].contains("test_fraction"));
+    let lists = fitted(&format!("{CSV}one_hot = [\"c\"]"));
+    assert!(
+        lists[0].starts_with("[data] one_hot = [COLUMN] is fitted") && lists[0].contains("all categories")
+    );
+    assert!(
+        lists[1].starts_with("[data] the number of classes is fitted") && lists[1].contains("classes = 2")
+    );
+    assert_eq!(fitted("source = \"idx\"\npath = \"x\"\nmean = 0.1").len(), 1);
+    for constant in [
+        "source = \"idx\"\npath = \"x\"\nclasses = 10\nmean = 0.1\nstandard_deviation = 0.3",
+        "source = \"npz\"\npath = \"x\"\nclasses = 2\ngroup = \"patient\"",
+        "source = \"synthetic\"",
+        "source = \"csv\"\npath = \"x\"\nlabel = \"y\"\nlabel_rule = { positive = \"nonzero\" }\nstandardise = false",
+        neighbours::PRIVATE,
+    ] {
+        assert_eq!(fitted(constant), Vec::<String>::new(), "{constant}");
+    }
+}
+
+#[test]
 fn a_hashed_split_depends_on_content_alone() {
     let row = |k: usize| format!("{k},{}\n", k % 2);
     let rule = "split = { test_fraction = 0.25 }";
@@ -539,6 +657,53 @@ fn a_hashed_split_depends_on_content_alone() {
     assert!(a.test.len().abs_diff(500) < 97, "{}", a.test.len());
     let other = read_csv("split = { test_fraction = 0.25, key = \"b\" }", &forward).unwrap();
     assert_ne!(sorted(&a), sorted(&other));
+}
+
+#[test]
+fn a_group_is_no_feature_and_falls_on_one_side() {
+    let table = "x,who,y\n1,ann,0\n2,Bob,1\n3,ann,1\n4,7,0\n5,7.0,0\n";
+    let dataset = read_csv("group = \"who\"", table).unwrap();
+    assert_eq!(dataset.example_shape, [1]);
+    assert_eq!((&dataset.train.groups[..], dataset.train.units()), (&[0, 1, 0, 2, 3][..], 4));
+    let plain = read_csv("drop = [\"who\"]", table).unwrap();
+    assert_eq!((plain.train.groups.len(), plain.train.units()), (0, 5));
+    assert_ne!(plain.digest(), dataset.digest());
+
+    // One name at two sites is two groups, as for the two hospitals alone.
+    let sited = "x,who,at,y\n1,7,b,0\n2,7,a,1\n3,8,a,1\n4,7,b,0\n";
+    let dataset = read_csv("group = \"who\"\nsites = { column = \"at\" }", sited).unwrap();
+    assert_eq!(
+        (&dataset.train.features[..], &dataset.train.groups[..]),
+        (&[2.0, 3.0, 1.0, 4.0][..], &[0, 1, 2, 2][..])
+    );
+
+    // A keyed hash of the group alone decides, wherever the group's rows stand.
+    let rows = (0..3000).map(|k| format!("{k},p{},{}\n", k % 700, k % 2));
+    let many: String = std::iter::once("x,who,y\n".to_owned()).chain(rows).collect();
+    let dataset = read_csv("group = \"who\"\nsplit = { test_fraction = 0.25 }", &many).unwrap();
+    assert_eq!(dataset.train.units() + dataset.test.units(), 700);
+    // 175 groups expected; five standard deviations of a binomial are 57.
+    assert!(dataset.test.units().abs_diff(175) < 57, "{}", dataset.test.units());
+    for split in [&dataset.train, &dataset.test] {
+        let mut first = std::collections::BTreeMap::new();
+        for (x, group) in split.features.iter().zip(&split.groups) {
+            assert_eq!(*first.entry(*group).or_insert(*x as u32 % 700), *x as u32 % 700);
+        }
+        assert!(first.keys().copied().eq(0..split.units() as u32), "ids are dense");
+    }
+
+    let label = read_csv("group = \"y\"", table);
+    refused("CSV: group is the label", label, &["[data] group", "cannot be the group's"]);
+    refused("CSV: no group column", read_csv("group = \"z\"", table), &["[data] group", "no column \"z\""]);
+    let dropped = read_csv("group = \"who\"\ndrop = [\"who\"]", table);
+    refused("CSV: group dropped", dropped, &["[data] drop", "group or id"]);
+    let unnamed = read_csv("group = \"who\"", "x,who,y\n1,,0\n");
+    refused("CSV: group empty", unnamed, &["line 2", "\"who\" has no value"]);
+    let folder = TempDir::new().unwrap();
+    write(&folder, "table.csv", table.as_bytes());
+    write(&folder, "split.json", br#"{"train": [0, 1], "test": [2, 3, 4]}"#);
+    let torn = load(&config(&format!("{CSV}group = \"who\"\nsplit = \"split.json\"")), folder.path());
+    refused("CSV: group torn apart", torn, &["table.csv, line 4", "group \"ann\"", "one half"]);
 }
 
 #[test]
@@ -597,7 +762,28 @@ fn malformed_csv_is_refused_in_one_line() {
         ("no feature left", "drop = [\"x\"]", good, &["no feature column"]),
         ("column twice", "", "x,x,y\n1,2,0\n", &["two columns named \"x\""]),
         ("rule lists a value twice", "label_rule = [\"1\", \"1.0\"]", good, &["[data] label_rule", "twice"]),
-        ("undeclared category", "one_hot = { x = [\"1\"] }", good, &["line 3", "undeclared category"]),
+        (
+            "unknown id",
+            "split = { test_fraction = 0.5, id = \"z\" }",
+            good,
+            &["[data] split", "no column \"z\""],
+        ),
+        (
+            "id is the label",
+            "split = { test_fraction = 0.5, id = \"y\" }",
+            good,
+            &["[data] split", "cannot be the id"],
+        ),
+        ("unknown constant", "missing_value = { z = 1 }", good, &["[data] missing_value", "no column \"z\""]),
+        ("constant for the label", "missing_value = { y = 1 }", good, &["\"y\" is not a feature"]),
+        ("constant in words", "missing_value = { x = \"old\" }", good, &["\"x\" needs a finite number"]),
+        ("constant too large", "missing_value = { x = 1e39 }", good, &["\"x\" needs a finite number"]),
+        (
+            "constant is no category",
+            "one_hot = { x = [\"1\"] }\nmissing_value = { x = 2 }",
+            good,
+            &["[data] missing_value", "one of its categories"],
+        ),
         (
             "constant too small",
             "standardise = { x = [0.0, 1e-300] }",

@@ -1,9 +1,9 @@
 //! The node machine: one participant, from invitation to dismissal, as a pure function of its inputs.
 //!
 //! ```text
-//!              ┌──────────── stored bytes of this (run, round) ───────────┐
-//!   Invited ───┴─▶ Fetching ─▶ Ready ─▶ Training ─▶ Storing ─▶ Uploading ◀┴▶ Delivered ─▶ Dismissed
-//!      └▶ Declined (policy, data, busy, shutting down, unsupported; later: training)
+//!              ┌───────────────── stored bytes of this (run, round) ──────────────────┐
+//!   Invited ───┴─▶ Fetching ─▶ Ready ─▶ Charging ─▶ Training ─▶ Storing ─▶ Uploading ◀┴▶ Delivered ─▶ Dismissed
+//!      └▶ Declined (policy, data, busy, shutting down, unsupported; later: budget, training)
 //! ```
 //!
 //! The machine has no clock, no random source and no I/O: [`NodeMachine::step`] takes the time and an input and
@@ -13,6 +13,9 @@
 //! - one computation (training, its storing, or an evaluation) at a time, and one fetch;
 //! - no upload of bytes that [`Input::Stored`] did not confirm, and no second training for a (run, round) whose
 //!   bytes are kept: they are re-sent as they are, after a new connection or a restart too;
+//! - no training of a job before [`Input::Charged`] says that what it costs, and may release, is written down;
+//! - with `[privacy]`, one payload per charge: what is stored for a round is kept, and sent again as it is, until the
+//!   round is over, abandoned attempts and lack of room notwithstanding;
 //! - a repeated invitation goes on where the work stands;
 //! - every invitation ends in an upload, a decline or a dismissal, or in the next invitation.
 
@@ -29,7 +32,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use tributary_common::digest::Digest;
 use tributary_common::ids::RunId;
-use tributary_common::job::Job;
+use tributary_common::job::{Job, MetricsRelease, Privacy, PrivacyUnit};
 use tributary_common::model::Parameters;
 use tributary_common::record::{Metrics, Reason};
 use tributary_common::time::Time;
@@ -52,6 +55,14 @@ pub struct Profile {
     pub example_shape: Vec<usize>,
     /// Classes of the labels; a job's model may have more.
     pub classes: usize,
+    /// Whether the operator declared the test examples public: metrics over them tell nothing about anybody.
+    pub public_test: bool,
+    /// What the operator declared as the number of training examples, once and rounded.
+    pub declared_examples: Option<u64>,
+    /// What its `[data]` fits to the data, each in one line that says what to write instead.
+    pub fitted: Vec<String>,
+    /// Whether all rows of a person are one unit of privacy.
+    pub grouped: bool,
     /// Longest time from [`Input::Shutdown`] to [`Effect::Exit`].
     pub drain_seconds: u32,
 }
@@ -109,6 +120,9 @@ pub struct Kept {
     pub bytes: u64,
     /// Its weight, in training examples.
     pub examples: u64,
+    /// Whether it was made under `[privacy]`, and so paid for: it is the one payload of its charge.
+    #[serde(default)]
+    pub private: bool,
     /// When it was stored.
     pub stored: Time,
 }
@@ -127,7 +141,7 @@ pub struct Failure {
 pub struct Trained {
     /// The update's weight, in training examples.
     pub examples: u64,
-    /// Mean training loss; `None` where the job has `[privacy]`.
+    /// Mean training loss; `None` with `[privacy]`.
     pub loss: Option<f64>,
 }
 
@@ -178,6 +192,13 @@ pub enum Input {
         model: Digest,
         /// Why, in one line.
         detail: String,
+    },
+    /// The answer to [`Effect::Charge`].
+    Charged {
+        /// The round.
+        key: RoundKey,
+        /// Whether the node's account allows it, and it is written down.
+        result: Result<(), Failure>,
     },
     /// The answer to [`Effect::Train`], after [`Effect::CancelTraining`] too.
     Trained {
@@ -240,6 +261,13 @@ pub enum Effect {
     },
     /// Stop fetching.
     CancelFetch,
+    /// Charge a round to the node's account, durably, and answer with [`Input::Charged`].
+    Charge {
+        /// The round.
+        key: RoundKey,
+        /// The job.
+        job: Arc<Job>,
+    },
     /// Train, and answer with [`Input::Trained`].
     Train {
         /// The round.
@@ -257,6 +285,8 @@ pub enum Effect {
         key: RoundKey,
         /// The model that it changes.
         model: Digest,
+        /// Whether its job has `[privacy]`.
+        private: bool,
     },
     /// Send stored bytes, over broken links too, in place of any others that are being sent. Answer with
     /// [`Input::UploadDone`] or [`Input::UploadRefused`].
@@ -323,7 +353,7 @@ pub enum NodeEvent {
         run: RunId,
         /// The round.
         round: u32,
-        /// Mean training loss; `None` where the job has `[privacy]`.
+        /// Mean training loss; `None` with `[privacy]`.
         loss: Option<f64>,
     },
     /// The coordinator has the whole update.
@@ -391,11 +421,30 @@ impl Profile {
             let (here, asked) = (self.classes, job.model.classes);
             return unfit(format!("the data have {here} classes, the job's [model] classes = {asked}"));
         }
+        let example_level = job.privacy.as_ref().is_some_and(|privacy| privacy.unit == PrivacyUnit::Example);
+        if self.role == Role::Trainer && example_level && self.declared_examples.is_none() {
+            return unfit(
+                "with [privacy] the node's [data] must give declared_examples, a rounded number".into(),
+            );
+        }
+        if self.role == Role::Trainer
+            && example_level
+            && let Some(fitted) = self.fitted.first()
+        {
+            return unfit(fitted.clone());
+        }
+        let noised = |privacy: &Privacy| privacy.metrics == MetricsRelease::Noised;
+        if self.grouped && job.privacy.as_ref().is_some_and(noised) {
+            let detail =
+                "metrics = \"noised\" protects one row, and here a person has several ([data] group)";
+            return unfit(detail.into());
+        }
         let (count, kind) = match self.role {
             Role::Trainer => (examples.train, "training"),
             Role::Evaluator => (examples.test, "test"),
         };
-        if count == 0 {
+        // Whether there are any is a fact about the data: with privacy for examples an empty node takes part.
+        if count == 0 && !(example_level && self.role == Role::Trainer) {
             return unfit(format!("there are no {kind} examples"));
         }
         Ok(())

@@ -7,6 +7,7 @@ use tributary_common::digest::Digest;
 use tributary_common::ids::RunId;
 use tributary_common::job::Job;
 use tributary_common::model::Parameters;
+use tributary_common::privacy::release::{Protection, Release};
 use tributary_common::record::{Metrics, Reason};
 use tributary_common::time::Time;
 
@@ -50,6 +51,7 @@ struct Work {
 enum Phase {
     Fetching,
     Ready(Parameters),
+    Charging(Parameters),
     Training,
     Storing,
     Uploading,
@@ -76,6 +78,7 @@ struct Computing {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Computation {
+    Charging,
     Training,
     Storing,
     Evaluating,
@@ -130,6 +133,11 @@ impl NodeMachine {
         waiting && self.computing.is_none() && self.evaluation.is_none()
     }
 
+    /// Whether the operator declared the test examples public.
+    pub fn public_test(&self) -> bool {
+        self.profile.public_test
+    }
+
     /// Takes one input and returns what must be done about it.
     pub fn step(&mut self, now: Time, input: Input) -> Vec<Effect> {
         let mut effects = Vec::new();
@@ -146,6 +154,7 @@ impl NodeMachine {
             Input::EvaluationAsked { key, job, model } => self.asked(key, job, model, &mut effects),
             Input::ModelReady { model, parameters } => self.model_ready(model, &parameters, &mut effects),
             Input::FetchFailed { model, detail } => self.fetch_failed(model, &detail, &mut effects),
+            Input::Charged { key, result } => self.charged(key, result, &mut effects),
             Input::Trained { key, result } => self.trained(key, result, &mut effects),
             Input::Stored { key, result } => self.stored(key, result, &mut effects),
             Input::UploadDone { at } => self.uploaded(at, &mut effects),
@@ -194,16 +203,9 @@ impl NodeMachine {
             && let Phase::Ready(model) = &work.phase
         {
             let (key, job, model) = (work.at.key(), work.job.clone(), model.clone());
-            work.phase = Phase::Training;
-            self.computing = Some(Computing { what: Computation::Training, key, cancelled: false });
-            let (examples, steps) = (self.examples.train, job.train.steps(self.examples.train));
-            effects.push(Effect::Event(NodeEvent::Training {
-                run: key.run,
-                round: key.round,
-                examples,
-                steps,
-            }));
-            effects.push(Effect::Train { key, job, model });
+            work.phase = Phase::Charging(model);
+            self.computing = Some(Computing { what: Computation::Charging, key, cancelled: false });
+            effects.push(Effect::Charge { key, job });
         } else if let Some(Evaluation { key, job, model: Some(model), .. }) = &self.evaluation {
             self.computing = Some(Computing { what: Computation::Evaluating, key: *key, cancelled: false });
             effects.push(Effect::Evaluate { key: *key, job: job.clone(), model: model.clone() });
@@ -306,7 +308,7 @@ impl NodeMachine {
     fn drop_work(&mut self, effects: &mut Vec<Effect>) {
         let Some(work) = self.work.take() else { return };
         if let Some(computing) = &mut self.computing
-            && matches!(work.phase, Phase::Training | Phase::Storing)
+            && matches!(work.phase, Phase::Charging(_) | Phase::Training | Phase::Storing)
         {
             computing.cancelled = true;
             if computing.what == Computation::Training {
@@ -333,10 +335,17 @@ impl NodeMachine {
         if at_work {
             self.drop_work(effects);
         }
-        let kept = self.kept.remove(&key).is_some();
-        if kept {
-            effects.push(Effect::Forget { key });
-        }
+        // One charge, one payload: another attempt at the round gets the same bytes.
+        let again = reason == Dismissal::Abandoned;
+        let kept = match self.kept.get(&key) {
+            Some(update) if again && update.private => true,
+            Some(_) => {
+                self.kept.remove(&key);
+                effects.push(Effect::Forget { key });
+                true
+            }
+            None => false,
+        };
         if at_work || kept {
             let RoundKey { run, round } = key;
             let not_used = |detail: &str| NodeEvent::NotUsed { run, round, detail: detail.into() };
@@ -398,6 +407,25 @@ impl NodeMachine {
         Some(computing.cancelled)
     }
 
+    fn charged(&mut self, key: RoundKey, result: Result<(), Failure>, effects: &mut Vec<Effect>) {
+        match (self.finish(Computation::Charging, key), result) {
+            // A charge that nobody waits for stays: it was written before anybody could know.
+            (None | Some(true), _) => {}
+            (Some(false), Err(failure)) => self.give_up(failure.reason, &failure.detail, effects),
+            (Some(false), Ok(())) => {
+                let Some(work) = &mut self.work else { return };
+                let Phase::Charging(model) = &work.phase else { return };
+                let (job, model) = (work.job.clone(), model.clone());
+                work.phase = Phase::Training;
+                self.computing = Some(Computing { what: Computation::Training, key, cancelled: false });
+                let (examples, steps) = (self.examples.train, job.train.steps(self.examples.train));
+                let RoundKey { run, round } = key;
+                effects.push(Effect::Event(NodeEvent::Training { run, round, examples, steps }));
+                effects.push(Effect::Train { key, job, model });
+            }
+        }
+    }
+
     fn trained(&mut self, key: RoundKey, result: Result<Trained, Failure>, effects: &mut Vec<Effect>) {
         match (self.finish(Computation::Training, key), result) {
             (None, _) | (Some(true), Err(_)) => {}
@@ -409,7 +437,8 @@ impl NodeMachine {
                 self.computing = Some(Computing { what: Computation::Storing, key, cancelled: false });
                 let (RoundKey { run, round }, loss) = (key, trained.loss);
                 effects.push(Effect::Event(NodeEvent::Trained { run, round, loss }));
-                effects.push(Effect::Store { key, model: work.model });
+                let private = work.job.privacy.is_some();
+                effects.push(Effect::Store { key, model: work.model, private });
             }
         }
     }
@@ -424,8 +453,8 @@ impl NodeMachine {
                 work.phase = Phase::Uploading;
                 effects.push(Effect::Upload { at: work.at, update });
                 self.kept.insert(key, update);
-                while self.kept.len() > KEPT_UPDATES {
-                    let others = self.kept.iter().filter(|(other, _)| **other != key);
+                while self.kept.values().filter(|update| !update.private).count() > KEPT_UPDATES {
+                    let others = self.kept.iter().filter(|(other, update)| **other != key && !update.private);
                     let Some(oldest) = others.min_by_key(|(_, update)| update.stored).map(|(key, _)| *key)
                     else {
                         break;
@@ -491,7 +520,13 @@ impl NodeMachine {
         let invited = self.profile.role == Role::Evaluator || job.evaluation.federated;
         let due = round <= job.rounds && job.evaluates(round);
         let fits = self.profile.check(job, self.examples).is_ok();
-        self.until.is_none() && invited && due && fits && self.examples.test > 0
+        let counted = match Release::Metrics.protection(job, self.profile.public_test) {
+            Protection::Withheld => false,
+            // Whether there are any is a fact about the data.
+            Protection::Noise => true,
+            _ => self.examples.test > 0,
+        };
+        self.until.is_none() && invited && due && fits && counted
     }
 
     fn evaluated(&mut self, key: RoundKey, result: Result<Metrics, Failure>, effects: &mut Vec<Effect>) {
@@ -532,7 +567,7 @@ impl NodeMachine {
         self.until = Some(now.plus_seconds(self.profile.drain_seconds));
         self.evaluation = None;
         if let Some(work) = &self.work
-            && matches!(work.phase, Phase::Fetching | Phase::Ready(_) | Phase::Training)
+            && matches!(work.phase, Phase::Fetching | Phase::Ready(_) | Phase::Charging(_) | Phase::Training)
         {
             self.give_up(Reason::ShuttingDown, "the node is shutting down", effects);
         }

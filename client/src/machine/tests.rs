@@ -25,6 +25,10 @@ fn profile() -> Profile {
         policy: Policy::default(),
         example_shape: vec![2],
         classes: 2,
+        public_test: false,
+        declared_examples: None,
+        fitted: Vec::new(),
+        grouped: false,
         drain_seconds: 30,
     }
 }
@@ -59,6 +63,10 @@ fn ready(model: Digest) -> Input {
     Input::ModelReady { model, parameters: Arc::new(vec![0.0; 6]) }
 }
 
+fn charged(key: RoundKey) -> Input {
+    Input::Charged { key, result: Ok(()) }
+}
+
 fn trained(key: RoundKey) -> Input {
     Input::Trained { key, result: Ok(Trained { examples: 20, loss: Some(0.5) }) }
 }
@@ -70,6 +78,7 @@ fn kept(key: RoundKey) -> Kept {
         digest,
         bytes: 24,
         examples: 20,
+        private: false,
         stored: Time(u64::from(key.round)),
     }
 }
@@ -113,7 +122,8 @@ impl Node {
     fn uploads(&mut self, at: Attempt) {
         let fetch = Effect::Fetch { model: model_of(at.run.0, at.round), bytes: 24 };
         assert!(self.does(invite(at)).contains(&fetch));
-        assert!(matches!(self.does(ready(model_of(at.run.0, at.round)))[..], [Effect::Train { .. }]));
+        assert!(matches!(self.does(ready(model_of(at.run.0, at.round)))[..], [Effect::Charge { .. }]));
+        assert!(matches!(self.does(charged(at.key()))[..], [Effect::Train { .. }]));
         assert!(matches!(self.does(trained(at.key()))[..], [Effect::Store { .. }]));
         assert_eq!(self.does(stored(at.key())), [Effect::Upload { at, update: kept(at.key()) }]);
     }
@@ -137,6 +147,7 @@ fn a_repeated_invitation_goes_on_where_the_work_stands() {
     assert_eq!(node.does(again.clone()).len(), 1);
     assert_eq!(node.does(again.clone()), []);
     node.does(ready(model_of(1, 1)));
+    node.does(charged(key(1, 1)));
     assert_eq!(node.does(Input::Disconnected), []);
     assert_eq!(node.does(Input::Connected), []);
     assert_eq!(node.does(again.clone()), []);
@@ -158,6 +169,7 @@ fn a_new_attempt_does_not_train_anew() {
     let mut node = Node::new(profile());
     node.does(invite(at(1, 1, 1)));
     node.does(ready(model_of(1, 1)));
+    node.does(charged(key(1, 1)));
     assert_eq!(node.does(invite(at(1, 1, 2))), []);
     node.does(trained(key(1, 1)));
     assert_eq!(node.does(stored(key(1, 1))), [Effect::Upload { at: at(1, 1, 2), update: kept(key(1, 1)) }]);
@@ -187,14 +199,80 @@ fn a_later_round_replaces_the_earlier_and_waits_for_the_worker() {
     let mut node = Node::new(profile());
     node.does(invite(at(1, 1, 1)));
     node.does(ready(model_of(1, 1)));
+    node.does(charged(key(1, 1)));
     let effects = node.does(invite(at(1, 2, 1)));
     assert_eq!(effects, [Effect::CancelTraining, Effect::Fetch { model: model_of(1, 2), bytes: 24 }]);
     assert_eq!(node.does(ready(model_of(1, 2))), [], "the worker is not free yet");
     let freed = node.does(trained(key(1, 1)));
     assert!(
-        matches!(freed[..], [Effect::Forget { key: k }, Effect::Train { .. }] if k == key(1, 1)),
+        matches!(freed[..], [Effect::Forget { key: k }, Effect::Charge { .. }] if k == key(1, 1)),
         "{freed:?}"
     );
+    assert!(matches!(node.does(charged(key(1, 2)))[..], [Effect::Train { .. }]));
+}
+
+#[test]
+fn nothing_is_trained_that_the_account_refuses_or_nobody_waits_for() {
+    let mut node = Node::new(profile());
+    node.does(invite(at(1, 1, 1)));
+    node.does(ready(model_of(1, 1)));
+    let spent = Failure { reason: Reason::Budget, detail: "the cap is reached".into() };
+    assert_eq!(node.declines(Input::Charged { key: key(1, 1), result: Err(spent) }), Reason::Budget);
+    assert_eq!(node.declines(invite(at(1, 1, 1))), Reason::Budget, "asked again, without a charge");
+    node.does(invite(at(1, 2, 1)));
+    node.does(ready(model_of(1, 2)));
+    assert_eq!(node.does(Input::Dismissed { at: at(1, 2, 1), reason: Dismissal::NotUsed }), []);
+    assert_eq!(node.does(charged(key(1, 2))), [], "the round is over: the charge stays, nothing is trained");
+    assert!(node.0.is_idle());
+}
+
+/// Correction 11: one charge, one payload.
+#[test]
+fn a_private_update_outlives_abandoned_attempts_and_full_outboxes() {
+    let mut node = Node::new(profile());
+    let private = Kept { private: true, ..kept(key(1, 1)) };
+    node.does(invite(at(1, 1, 1)));
+    node.does(ready(model_of(1, 1)));
+    node.does(charged(key(1, 1)));
+    node.does(trained(key(1, 1)));
+    node.does(Input::Stored { key: key(1, 1), result: Ok(private) });
+    node.does(Input::UploadDone { at: at(1, 1, 1) });
+    assert_eq!(node.does(Input::Dismissed { at: at(1, 1, 1), reason: Dismissal::Abandoned }), []);
+    for run in 2..40 {
+        for input in [
+            invite(at(run, 1, 1)),
+            ready(model_of(run, 1)),
+            charged(key(run, 1)),
+            trained(key(run, 1)),
+            stored(key(run, 1)),
+            Input::UploadDone { at: at(run, 1, 1) },
+        ] {
+            node.does(input);
+        }
+    }
+    let again = Effect::Upload { at: at(1, 1, 2), update: private };
+    assert_eq!(node.does(invite(at(1, 1, 2))), [again], "no second training, no second charge");
+    node.does(Input::UploadDone { at: at(1, 1, 2) });
+    let over = Input::Dismissed { at: at(1, 1, 2), reason: Dismissal::Published };
+    assert_eq!(node.does(over), [Effect::Forget { key: key(1, 1) }]);
+}
+
+#[test]
+fn with_privacy_metrics_over_a_nodes_data_stay_there_unless_noised_or_public() {
+    let table = "train.batch_size=0 train.sampling_rate=0.1 privacy.unit=example privacy.mechanism=dp-sgd \
+                 privacy.noise_multiplier=1.0 privacy.clip_norm=1.0 privacy.delta=1e-5 privacy.max_epsilon=9.0";
+    let asked = |changes: &str, public_test: bool| {
+        let mut node = Node::new(Profile { public_test, declared_examples: Some(20), ..profile() });
+        let (key, model) = (key(1, 1), model_of(1, 2));
+        let job = job(&format!("{table} {changes}"));
+        node.does(Input::EvaluationAsked { key, job, model })
+    };
+    let told_nothing =
+        |effects: &[Effect]| matches!(effects, [Effect::Report { metrics, .. }] if metrics.examples == 0);
+    assert!(told_nothing(&asked("", false)), "correction 2");
+    assert!(matches!(asked("", true)[..], [Effect::Fetch { .. }]));
+    let noised = "privacy.metrics=noised privacy.metrics_noise=20.0";
+    assert!(matches!(asked(noised, false)[..], [Effect::Fetch { .. }]));
 }
 
 #[test]
@@ -206,6 +284,7 @@ fn another_run_finds_the_node_busy_until_the_update_is_delivered_or_late() {
     let late = node.does_at(1_000_000, invite(at(2, 1, 1)));
     assert_eq!(late, [Effect::Fetch { model: model_of(2, 1), bytes: 24 }]);
     node.does(ready(model_of(2, 1)));
+    node.does(charged(key(2, 1)));
     node.does(trained(key(2, 1)));
     node.does(stored(key(2, 1)));
     node.does(Input::UploadDone { at: at(2, 1, 1) });
@@ -241,10 +320,12 @@ fn failures_are_declined_once_and_not_tried_again() {
     assert_eq!(node.declines(invite(at(1, 1, 1))), Reason::Training);
     node.does(invite(at(1, 1, 2)));
     node.does(ready(model_of(1, 1)));
+    node.does(charged(key(1, 1)));
     let diverged = Failure { reason: Reason::Training, detail: "NaN".into() };
     assert_eq!(node.declines(Input::Trained { key: key(1, 1), result: Err(diverged) }), Reason::Training);
     node.does(invite(at(1, 1, 3)));
     node.does(ready(model_of(1, 1)));
+    node.does(charged(key(1, 1)));
     node.does(trained(key(1, 1)));
     assert_eq!(
         node.declines(Input::Stored { key: key(1, 1), result: Err("disk full".into()) }),
@@ -306,6 +387,7 @@ fn a_shutdown_finishes_an_upload_and_drops_a_training() {
     let mut node = Node::new(profile());
     node.does(invite(at(1, 1, 1)));
     node.does(ready(model_of(1, 1)));
+    node.does(charged(key(1, 1)));
     let effects = node.does(Input::Shutdown);
     assert!(
         matches!(effects[..], [Effect::CancelTraining, Effect::Decline { reason: Reason::ShuttingDown, .. }]),
@@ -336,6 +418,7 @@ fn undismissed_updates_do_not_pile_up() {
     }
     node.does(invite(at(99, 2, 1)));
     node.does(ready(model_of(99, 2)));
+    node.does(charged(key(99, 2)));
     node.does(trained(key(99, 2)));
     let effects = node.does(stored(key(99, 2)));
     assert_eq!(effects[1..], [Effect::Forget { key: key(1, 1) }]);
@@ -393,6 +476,7 @@ struct World {
     /// Invitations without an end yet, and the last one of all.
     open: BTreeSet<Attempt>,
     last: Option<Attempt>,
+    charged: BTreeSet<RoundKey>,
     trainings: BTreeMap<RoundKey, u32>,
     exited: bool,
 }
@@ -412,6 +496,7 @@ impl World {
             disk: BTreeMap::new(),
             open: BTreeSet::new(),
             last: None,
+            charged: BTreeSet::new(),
             trainings: BTreeMap::new(),
             exited: false,
         };
@@ -434,8 +519,14 @@ impl World {
             }
             Effect::Fetch { model, .. } => self.fetch = Some(model),
             Effect::CancelFetch => self.fetch = None,
+            Effect::Charge { key, .. } => {
+                assert!(idle, "two computations at once");
+                self.charged.insert(key);
+                self.step(Input::Charged { key, result: Ok(()) });
+            }
             Effect::Train { key, .. } => {
                 assert!(idle, "two computations at once");
+                assert!(self.charged.contains(&key), "training before the charge");
                 assert!(!self.disk.contains_key(&key), "training for a round whose bytes are kept");
                 self.training = Some(key);
                 *self.trainings.entry(key).or_default() += 1;

@@ -48,11 +48,18 @@ impl Test {
         let config = NodeConfig::load(&path).unwrap();
         let data = config.load_data(&path).unwrap();
         let folder = Arc::new(Folder::open(&config.dir).unwrap());
+        let key_path = self.dir.path().join("key.pem");
+        let key = match std::fs::read_to_string(&key_path) {
+            Ok(pem) => rcgen::KeyPair::from_pem(&pem).unwrap(),
+            Err(_) => rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap(),
+        };
+        std::fs::write(&key_path, key.serialize_pem()).unwrap();
+        let authority = rcgen::CertificateParams::new(Vec::new()).unwrap().self_signed(&key).unwrap();
         let credentials = Credentials {
             node: "clinic".parse().unwrap(),
-            authority_pem: String::new(),
+            authority_pem: authority.pem(),
             certificate_pem: String::new(),
-            key_pem: String::new(),
+            key_pem: key.serialize_pem(),
             issued: Time(0),
             expires: Time(u64::MAX),
         };
@@ -118,7 +125,7 @@ async fn a_restarted_node_sends_the_bytes_that_it_kept() {
     let key = RoundKey { run: RunId(7), round: 1 };
     let delta = vec![0.25; 7850];
     let folder = Folder::open(test.dir.path()).unwrap();
-    folder.keep(key, test.model, &delta, 39, Time(1)).unwrap();
+    folder.keep(key, test.model, &delta, 39, false, Time(1)).unwrap();
     drop(folder);
     let script = vec![welcome(15), Step::Hear, test.invite(1), Step::AwaitUpload, goodbye()];
     assert!(test.run(script, std::future::pending()).await.is_err());

@@ -17,7 +17,7 @@ use tributary_common::rng::{Purpose, Stream};
 pub use self::shift::Shift;
 
 use self::schemes::{
-    Deck, by_dirichlet, by_quantity, by_shards, cut, dealt_by_dirichlet, position, positions,
+    Deck, Units, by_dirichlet, by_quantity, by_shards, cut, dealt_by_dirichlet, position, positions,
 };
 use crate::data::{Dataset, Site};
 
@@ -145,17 +145,17 @@ pub enum PartitionError {
     /// A key is missing, out of range, or means nothing here.
     #[error("{0}")]
     Invalid(String),
-    /// There are more clients, or shards, than examples.
-    #[error(
-        "{wanted} {what} need as many training examples, but there are {examples}: lower [population] clients{hint}"
-    )]
+    /// There are more clients, or shards, than there is to share.
+    #[error("{wanted} {what} need as many {of}, but there are {units}: lower [population] clients{hint}")]
     TooFew {
         /// Clients or shards.
         what: &'static str,
         /// How many of them.
         wanted: u64,
-        /// Training examples.
-        examples: usize,
+        /// What is shared: training examples, or whole groups of them.
+        of: &'static str,
+        /// How many there are.
+        units: usize,
         /// What else helps.
         hint: &'static str,
     },
@@ -262,6 +262,10 @@ impl PartitionConfig {
 
 /// Shares `dataset`'s training examples among the population's clients.
 ///
+/// Examples of one group ([`Split::groups`](crate::data::Split)) are never parted: where there are groups, each scheme
+/// shares out groups in place of examples, and counts them in place of examples; a group's label is its most frequent
+/// one.
+///
 /// Every draw of positions comes from the stream (`seed`, partition), where `seed` is the table's own or else `run_seed`:
 /// - `iid`: a shuffle, cut into parts whose sizes differ by at most one, larger ones first;
 /// - `shards`: positions sorted by label (stable), cut the same way into `clients · shards_per_client` shards;
@@ -280,7 +284,8 @@ impl PartitionConfig {
 /// - `natural`: a site's rows, in their order; nothing is drawn.
 ///
 /// # Errors
-/// As [`PartitionConfig::validate`]; too few examples; `rotation_degrees` without images; a population that is not the number of sites.
+/// As [`PartitionConfig::validate`]; too few examples; `rotation_degrees` without images; a population that is not the
+/// number of sites; `samples_per_client`, which deals single examples, with groups.
 pub fn partition(
     config: &PartitionConfig,
     population: &Population,
@@ -291,7 +296,13 @@ pub fn partition(
     if config.scheme == Scheme::Natural {
         return natural(population, dataset.sites.as_deref().ok_or(PartitionError::NoSites)?);
     }
-    let labels = dataset.train.labels.as_slice();
+    let units = Units::of(&dataset.train);
+    let labels = &*units.labels;
+    if units.grouped() && population.samples_per_client.is_some() {
+        let message = "[population] samples_per_client deals single examples, but [data] group keeps a group's examples \
+                       together: remove one of the two keys";
+        return Err(PartitionError::Invalid(message.into()));
+    }
     let clients = population.clients.unwrap_or(1) as usize;
     let plane = match *dataset.example_shape.as_slice() {
         [_, height, width] => [height, width],
@@ -308,7 +319,8 @@ pub fn partition(
     let too_few = |what, wanted: usize, hint| PartitionError::TooFew {
         what,
         wanted: wanted as u64,
-        examples: labels.len(),
+        of: if units.grouped() { "groups of training examples" } else { "training examples" },
+        units: labels.len(),
         hint,
     };
     let samples = population.samples_per_client.map(|samples| samples as usize);
@@ -345,7 +357,7 @@ pub fn partition(
         let name: NodeName = format!("client-{index:0width$}").parse()?;
         let shift = (config.scheme == Scheme::FeatureShift)
             .then(|| Arc::new(Shift::draw(config, seed, (index, clients), name.clone(), plane)));
-        Ok(Share { name, train: train.into(), test: [].into(), shift })
+        Ok(Share { name, train: units.examples(train).into(), test: [].into(), shift })
     };
     parts.into_iter().enumerate().map(share).collect()
 }

@@ -1,5 +1,6 @@
-//! The schemes that draw: from labels to each client's positions.
+//! The schemes that draw: from labels to each client's positions, with the examples of one group kept together.
 
+use std::borrow::Cow;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
@@ -8,6 +9,8 @@ use rand::seq::SliceRandom;
 use rand_distr::{Distribution, Gamma};
 use tributary_common::rng::Stream;
 
+use crate::data::Split;
+
 /// A position as it is stored: data sets are bounded by [`crate::data::EXAMPLES`], which fits.
 pub(super) fn position(at: usize) -> u32 {
     u32::try_from(at).unwrap_or(u32::MAX)
@@ -15,6 +18,51 @@ pub(super) fn position(at: usize) -> u32 {
 
 pub(super) fn positions(examples: usize) -> Vec<u32> {
     (0..examples).map(position).collect()
+}
+
+/// What the schemes share out: examples, or where there are groups whole groups.
+pub(super) struct Units<'a> {
+    /// A label each: a group's most frequent one, of equally frequent ones the smallest.
+    pub(super) labels: Cow<'a, [i64]>,
+    /// The positions of each group, in their order; empty without groups.
+    groups: Vec<Vec<u32>>,
+}
+
+impl<'a> Units<'a> {
+    pub(super) fn of(examples: &'a Split) -> Self {
+        let mut groups: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
+        for (at, group) in examples.groups.iter().enumerate() {
+            groups.entry(*group).or_default().push(position(at));
+        }
+        let groups: Vec<Vec<u32>> = groups.into_values().collect();
+        if groups.is_empty() {
+            return Self { labels: Cow::Borrowed(&examples.labels), groups };
+        }
+        let label = |group: &Vec<u32>| {
+            let mut counts: BTreeMap<i64, usize> = BTreeMap::new();
+            for label in group.iter().filter_map(|at| examples.labels.get(*at as usize)) {
+                *counts.entry(*label).or_default() += 1;
+            }
+            counts
+                .into_iter()
+                .max_by_key(|(label, count)| (*count, Reverse(*label)))
+                .map_or(0, |(label, _)| label)
+        };
+        Self { labels: groups.iter().map(label).collect(), groups }
+    }
+
+    /// Whether these are groups.
+    pub(super) fn grouped(&self) -> bool {
+        !self.groups.is_empty()
+    }
+
+    /// The positions of the examples of `units`.
+    pub(super) fn examples(&self, units: Vec<u32>) -> Vec<u32> {
+        if !self.grouped() {
+            return units;
+        }
+        units.iter().filter_map(|unit| self.groups.get(*unit as usize)).flatten().copied().collect()
+    }
 }
 
 /// Cuts into `parts` whose lengths differ by at most one, longer ones first, as numpy's `array_split` does.

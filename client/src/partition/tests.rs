@@ -10,7 +10,7 @@ use crate::data::Split;
 use crate::shard::Shard;
 
 fn dataset(labels: Vec<i64>) -> Dataset {
-    let train = Split { features: vec![0.0; labels.len()], labels, ..Split::default() };
+    let train = Split { features: vec![0.0; labels.len()], labels, groups: Vec::new() };
     let classes = train.labels.iter().max().map_or(1, |label| *label as usize + 1);
     Dataset { example_shape: vec![1], classes, train: Arc::new(train), test: Arc::default(), sites: None }
 }
@@ -59,6 +59,44 @@ proptest! {
             let with_run = partition(&config(scheme), &clients(population), seed >> 1, &dataset).unwrap();
             prop_assert_eq!(with_own, with_run);
         }
+    }
+
+    #[test]
+    fn a_group_belongs_to_one_client_whole(
+        groups in proptest::collection::vec(0u32..30, 60..300),
+        population in 1u32..6,
+        seed in any::<u64>(),
+    ) {
+        let mut dataset = dataset((0..groups.len() as i64).map(|at| at % 7).collect());
+        let mut ids = crate::data::Groups::default();
+        let groups: Vec<u32> = groups.into_iter().map(|group| ids.id(group)).collect();
+        Arc::make_mut(&mut dataset.train).groups.clone_from(&groups);
+        for scheme in SCHEMES {
+            let shares = partition(&config(scheme), &clients(population), seed, &dataset).unwrap();
+            let mut all: Vec<u32> = shares.iter().flat_map(|share| share.train.iter().copied()).collect();
+            all.sort_unstable();
+            prop_assert_eq!(all, positions(groups.len()), "{}", scheme);
+            let mut owners = std::collections::BTreeMap::new();
+            for share in &shares {
+                prop_assert!(!share.train.is_empty(), "{}", scheme);
+                for at in share.train.iter() {
+                    let owner = owners.entry(groups[*at as usize]).or_insert(&share.name);
+                    prop_assert_eq!(*owner, &share.name, "{}", scheme);
+                }
+                let (indices, shift) = (share.train.clone(), share.shift.clone());
+                let shard = Shard { examples: dataset.train.clone(), indices, shift };
+                let seen = shard.as_seen();
+                prop_assert_eq!(seen.units(), shard.units());
+                if share.shift.is_some() {
+                    let (mut ids, mut again) = (crate::data::Groups::default(), Vec::new());
+                    again.extend(share.train.iter().map(|at| ids.id(groups[*at as usize])));
+                    prop_assert_eq!(&seen.examples.groups, &again);
+                }
+            }
+        }
+        let dealt = Population { clients: Some(population), samples_per_client: Some(2) };
+        let error = partition(&config("scheme = 'iid'"), &dealt, seed, &dataset).unwrap_err().to_string();
+        prop_assert!(error.contains("samples_per_client deals single examples"), "{}", error);
     }
 
     #[test]
@@ -212,8 +250,8 @@ fn quantities_follow_the_power_law_over_a_random_order_of_the_clients() {
 /// `examples` images of 2 × 3 × 3 with values of their own.
 fn images(examples: usize) -> Dataset {
     let features = (0..examples * 18).map(|at| (at * 37 % 101) as f32 / 100.0).collect();
-    let train =
-        Split { features, labels: (0..examples).map(|at| (at % 3) as i64).collect(), ..Split::default() };
+    let labels = (0..examples).map(|at| (at % 3) as i64).collect();
+    let train = Split { features, labels, groups: Vec::new() };
     Dataset {
         example_shape: vec![2, 3, 3],
         classes: 3,

@@ -11,6 +11,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 use tributary_common::ids::{NodeName, RunId};
 use tributary_common::job::Job;
+use tributary_common::ledger::head::SignedHead;
 use tributary_common::record::one_line;
 use tributary_common::time::{Clock, Time};
 use tributary_proto::coordinator as wire;
@@ -60,6 +61,8 @@ pub enum LinkEvent {
     },
     /// A message for the machine.
     Message(Box<Input>),
+    /// Something about ledgers.
+    Ledger(LedgerNews),
     /// It ended; another try follows.
     Down {
         /// Why, in one line.
@@ -72,6 +75,17 @@ pub enum LinkEvent {
         /// Why, in one line.
         reason: String,
     },
+}
+
+/// What the coordinator says about ledgers.
+#[derive(Debug)]
+pub enum LedgerNews {
+    /// The last head of this node's ledger that it holds, if it holds one. Comes first on every stream.
+    Known(Option<SignedHead>),
+    /// A head of the ledger of a run.
+    Head(SignedHead),
+    /// A run is over.
+    RunOver(RunId),
 }
 
 /// The control stream, kept up by a task of its own.
@@ -227,7 +241,21 @@ async fn one_stream(
                     Err(status) => return refused(status),
                 };
                 match message.message {
-                    None | Some(FromCoordinator::Heartbeat(_)) => {} // None: of a later version
+                    // None: of a later version.
+                    None | Some(FromCoordinator::Heartbeat(_)) => {}
+                    Some(
+                        message @ (FromCoordinator::KnownHead(_)
+                        | FromCoordinator::LedgerHead(_)
+                        | FromCoordinator::RunOver(_)),
+                    ) => {
+                        let news = match ledger_news(message) {
+                            Ok(news) => news,
+                            Err(error) => return End::Broken(format!("the coordinator's message is not valid: {error}")),
+                        };
+                        if events.send(LinkEvent::Ledger(news)).await.is_err() {
+                            return End::Closed;
+                        }
+                    }
                     Some(FromCoordinator::Goodbye(goodbye)) => return farewell(&goodbye),
                     Some(message) => {
                         let input = match read(message, Clock.now()) {
@@ -329,8 +357,27 @@ pub fn read(message: FromCoordinator, now: Time) -> Result<Input, WireError> {
             model: tributary_proto::digest("model", &evaluate.model)?,
         },
         FromCoordinator::Welcome(_) => return Err(WireError::new("welcome", "came twice")),
-        FromCoordinator::Heartbeat(_) | FromCoordinator::Goodbye(_) => {
+        FromCoordinator::Heartbeat(_)
+        | FromCoordinator::Goodbye(_)
+        | FromCoordinator::KnownHead(_)
+        | FromCoordinator::LedgerHead(_)
+        | FromCoordinator::RunOver(_) => {
             return Err(WireError::new("message", "is not one for the machine"));
         }
+    })
+}
+
+/// What a message says about ledgers. A head's signature is for the ledger to check.
+fn ledger_news(message: FromCoordinator) -> Result<LedgerNews, WireError> {
+    let head = |bytes: &[u8]| {
+        SignedHead::from_bytes(bytes)
+            .map_err(|_| WireError::new("head", "is not the compact form of a ledger head"))
+    };
+    Ok(match message {
+        FromCoordinator::KnownHead(known) if known.head.is_empty() => LedgerNews::Known(None),
+        FromCoordinator::KnownHead(known) => LedgerNews::Known(Some(head(&known.head)?)),
+        FromCoordinator::LedgerHead(shown) => LedgerNews::Head(head(&shown.head)?),
+        FromCoordinator::RunOver(over) => LedgerNews::RunOver(RunId(over.run)),
+        _ => return Err(WireError::new("message", "is not about ledgers")),
     })
 }

@@ -83,7 +83,7 @@ async fn send(fake: &Fake) -> Result<(), String> {
     let dir = tempfile::tempdir().unwrap();
     let folder = Folder::open(dir.path()).unwrap();
     let at = Attempt { run: RunId(1), round: 2, attempt: 3 };
-    let kept = folder.keep(at.key(), Digest::of(b"model"), &values(), 7, Time(0)).unwrap();
+    let kept = folder.keep(at.key(), Digest::of(b"model"), &values(), 7, false, Time(0)).unwrap();
     let dialer = fake.serve().await;
     upload(&dialer, &folder.update_path(at.key()), at, &kept).await
 }
@@ -124,8 +124,14 @@ async fn a_file_that_became_shorter_ends_the_upload() {
     let dialer = fake.serve().await;
     let at = Attempt { run: RunId(1), round: 1, attempt: 1 };
     let digest = Some(Digest::of(&bytes()));
-    let kept =
-        Kept { model: Digest::of(b"m"), digest, bytes: bytes().len() as u64, examples: 1, stored: Time(0) };
+    let kept = Kept {
+        model: Digest::of(b"m"),
+        digest,
+        bytes: bytes().len() as u64,
+        examples: 1,
+        private: false,
+        stored: Time(0),
+    };
     let error = upload(&dialer, &path, at, &kept).await.unwrap_err();
     assert!(error.contains("update: "), "{error}");
 }
@@ -149,7 +155,7 @@ async fn ends(script: Vec<Step>) -> String {
                 return format!("final: {reason}");
             }
             LinkEvent::Down { reason, .. } => return format!("down: {reason}"),
-            LinkEvent::Up { .. } => {}
+            LinkEvent::Up { .. } | LinkEvent::Ledger(_) => {}
             LinkEvent::Message(input) => panic!("{input:?}"),
         }
     }

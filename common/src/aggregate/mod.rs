@@ -1,14 +1,17 @@
 //! From the updates of a round to the next model: what an update must be, and the rule that combines them.
 //!
 //! [`Contribution`] is an update that was checked whole. An [`AggregationRule`] makes a model of them; the
-//! coordinator's is [`WeightedMean`], over the exact sum of [`Accumulator`].
+//! coordinator's is [`WeightedMean`], or [`ClientLevel`] where the job protects clients, over the exact sum of
+//! [`Accumulator`].
 
+mod client_level;
 mod kernel;
 mod rule;
 mod sum;
 
 use std::sync::Arc;
 
+pub use self::client_level::{AddNoise, ClientLevel};
 pub use self::rule::{AggregationRule, WeightedMean};
 pub use self::sum::{Accumulator, FRACTION_BITS};
 
@@ -90,6 +93,12 @@ impl Contribution {
         check_weight(examples)?;
         let largest = check(&delta)?;
         Ok(Self { client, examples, delta, largest })
+    }
+
+    /// An update that changes nothing: what an unfit one counts as where clients are protected, for a refusal would
+    /// tell of it.
+    pub fn nothing(client: NodeName, parameters: usize) -> Self {
+        Self { client, examples: 1, delta: Arc::new(vec![0.0; parameters]), largest: 0.0 }
     }
 
     /// Whose it is.

@@ -31,6 +31,11 @@ pub trait AggregationRule: Send {
     /// # Errors
     /// Why there is none; the attempt then fails with that line. A rule of one's own uses [`AggregateError::Rule`].
     fn finish(&mut self, model: &[f32]) -> Result<Vec<f32>, AggregateError>;
+
+    /// What a coordinator keeps for the rule from round to round, beside the model: an adaptive clip norm.
+    fn clip_norm(&self) -> Option<f64> {
+        None
+    }
 }
 
 /// The mean of the updates, weighted by their examples, computed exactly: FedAvg (McMahan et al. 2017).

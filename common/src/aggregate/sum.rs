@@ -130,6 +130,13 @@ impl Accumulator {
         })
     }
 
+    /// The sums themselves, a value per parameter: `Σ weight·delta`.
+    pub fn sums(&self) -> impl Iterator<Item = f64> {
+        let carried = self.carried.iter().copied().map(Some).chain(std::iter::repeat(None));
+        let sum = |(lane, carried): (&i64, Option<i128>)| carried.unwrap_or(0) + i128::from(*lane);
+        self.lanes.iter().zip(carried).map(move |both| sum(both) as f64 / (1u64 << FRACTION_BITS) as f64)
+    }
+
     fn check_length(&self, found: usize) -> Result<(), AggregateError> {
         let expected = self.lanes.len();
         if found == expected { Ok(()) } else { Err(AggregateError::WrongLength { expected, found }) }

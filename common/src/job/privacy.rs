@@ -4,7 +4,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{Job, JobError};
 use crate::document::Schema;
+use crate::privacy::accounting::{self, Accountant, Basis, Guarantee};
 use crate::privacy::{Event, Noise, Unit};
+
+/// Most classes of which confusions are counted.
+const NOISED_CLASSES: usize = 100;
 
 /// Whom the job protects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +28,16 @@ pub enum Mechanism {
     DpSgd,
     /// At a trusted coordinator: clipped client updates, noise on their sum (McMahan et al. 2018).
     Gaussian,
+}
+
+impl Mechanism {
+    /// Its name in a job file.
+    pub fn name(self) -> &'static str {
+        match self {
+            Mechanism::DpSgd => "dp-sgd",
+            Mechanism::Gaussian => "gaussian",
+        }
+    }
 }
 
 /// How a gradient or an update is brought down to the clip norm C.
@@ -219,11 +233,19 @@ impl Privacy {
             {
                 return invalid("metrics = \"noised\" needs metrics_noise, a number above 0".into());
             }
+            (MetricsRelease::Noised, _) if job.model.classes > NOISED_CLASSES => {
+                return invalid(format!(
+                    "metrics = \"noised\": at most {NOISED_CLASSES} classes are counted"
+                ));
+            }
             (MetricsRelease::Noised, _) if self.unit == PrivacyUnit::Client => {
                 return invalid("metrics = \"noised\" counts examples: it needs unit = \"example\"".into());
             }
-            (MetricsRelease::Noised, _) if !job.evaluation.federated => {
-                return invalid("metrics = \"noised\" needs [evaluation] federated = true".into());
+            (MetricsRelease::Noised, _) if !job.evaluation.federated || job.evaluation.every_rounds != 1 => {
+                // Every round costs the same, so that a node can set a job's whole cost aside.
+                return invalid(
+                    "metrics = \"noised\" needs [evaluation] federated = true and every_rounds = 1".into(),
+                );
             }
             (MetricsRelease::None, _) | (MetricsRelease::Noised, _) => {}
         }
@@ -242,11 +264,11 @@ impl Privacy {
 }
 
 impl Job {
-    /// What one unit's data cost in `round` (from 1): public, and the same whatever the data are. Empty without
-    /// `[privacy]`.
+    /// What one round does to one unit's data: public, and the same in every round whatever the data are. Empty
+    /// without `[privacy]`.
     ///
     /// A client may be in every round, and cohorts are not secret: amplification by sampling clients is not claimed.
-    pub fn events(&self, round: u32) -> Vec<Event> {
+    pub fn round_events(&self) -> Vec<Event> {
         let Some(privacy) = &self.privacy else { return Vec::new() };
         let noise = match privacy.sampler {
             Sampler::Gaussian => Noise::Gaussian,
@@ -262,29 +284,74 @@ impl Job {
         let sensitivity = if privacy.clipping == Clipping::Adaptive { 1.0 } else { privacy.clip_norm };
         let noise_standard_deviation = privacy.noise_multiplier * sensitivity;
         let mut events = vec![Event { noise, sampling_rate, sensitivity, noise_standard_deviation, count }];
-        if let Some(standard_deviation) = privacy.metrics_noise
-            && self.evaluates(round)
-        {
-            events.push(Event {
-                noise: Noise::DiscreteGaussian,
-                sampling_rate: 1.0,
-                sensitivity: 1.0,
-                noise_standard_deviation: standard_deviation,
-                count: 1,
-            });
-        }
+        // One example changes one confusion count by one.
+        events.extend(privacy.metrics_noise.map(|noise_standard_deviation| Event {
+            noise: Noise::DiscreteGaussian,
+            sampling_rate: 1.0,
+            sensitivity: 1.0,
+            noise_standard_deviation,
+            count: 1,
+        }));
         events
     }
 
-    /// What one unit's data cost in all rounds, equal mechanisms together.
-    pub fn all_events(&self) -> Vec<Event> {
-        let mut all: Vec<Event> = Vec::new();
-        for event in (1..=self.rounds).flat_map(|round| self.events(round)) {
-            match all.iter_mut().find(|known| known.times(0) == event.times(0)) {
-                Some(known) => known.count = known.count.saturating_add(event.count),
-                None => all.push(event),
-            }
+    /// What `rounds` rounds do to one unit's data.
+    pub fn events(&self, rounds: u32) -> Vec<Event> {
+        let times = |event: Event| event.times(event.count.saturating_mul(u64::from(rounds)));
+        self.round_events().into_iter().map(times).collect()
+    }
+}
+
+impl Job {
+    /// The job's promise in one line, with everything that an epsilon means nothing without; `None` without `[privacy]`.
+    ///
+    /// # Errors
+    /// As [`Job::guarantee`].
+    pub fn promise(&self) -> Result<Option<String>, JobError> {
+        let (Some(privacy), Some(guarantee)) = (&self.privacy, self.guarantee()?) else { return Ok(None) };
+        let whom = match privacy.unit {
+            PrivacyUnit::Example => "one example (or person, where a node's rows are grouped) more or less",
+            PrivacyUnit::Client => "one client's contribution or none (that it took part is public)",
+        };
+        let basis = match guarantee.basis {
+            Basis::Pld { grid_step } => format!("privacy loss distributions, grid step {grid_step:.1e}"),
+            Basis::Rdp { order } => format!("Rényi divergence of order {order:.2}"),
+        };
+        let sampling = match privacy.unit {
+            PrivacyUnit::Example => format!(
+                "Poisson sampling rate {}, {} steps",
+                self.train.sampling_rate.unwrap_or(1.0),
+                u64::from(self.train.local_steps.unwrap_or(1)) * u64::from(self.rounds)
+            ),
+            PrivacyUnit::Client => format!("everybody, {} rounds", self.rounds),
+        };
+        Ok(Some(format!(
+            "ε = {:.4} at δ = {} against {whom}; {basis}; {}, noise multiplier {}, clip norm {}, {sampling}",
+            guarantee.epsilon,
+            guarantee.delta,
+            privacy.mechanism.name(),
+            privacy.noise_multiplier,
+            privacy.clip_norm
+        )))
+    }
+
+    /// What the job's whole length promises; `None` without `[privacy]`. The smaller of two accountants.
+    ///
+    /// # Errors
+    /// One line, if that is more than `max_epsilon`.
+    pub fn guarantee(&self) -> Result<Option<Guarantee>, JobError> {
+        let Some(privacy) = &self.privacy else { return Ok(None) };
+        let events = self.events(self.rounds);
+        let guarantee = accounting::epsilon(&events, privacy.delta, privacy.unit(false), Accountant::Best)
+            .map_err(|error| JobError::Invalid(format!("[privacy] {error}")))?;
+        let (epsilon, most) = (guarantee.epsilon, privacy.max_epsilon);
+        if epsilon > most {
+            return Err(JobError::Invalid(format!(
+                "[privacy] {} rounds cost ε = {epsilon:.4} at δ = {}, more than max_epsilon = {most}: raise \
+                 noise_multiplier, or lower rounds, local_steps or sampling_rate (`tributary-sim plan` says by how much)",
+                self.rounds, privacy.delta
+            )));
         }
-        all
+        Ok(Some(guarantee))
     }
 }

@@ -1,8 +1,13 @@
 //! Differential privacy: what a mechanism is, what it costs and the noise it adds. No clock and no file.
 //!
-//! [`mechanism`] names what is done to data, the accountants say what it costs, [`noise`] draws from secret bits.
+//! [`mechanism`] names what is done to data, [`accounting`] says what it costs, [`noise`] draws it from secret bits,
+//! [`release`] lists what leaves a node, [`counts`] noises metrics, [`canary`] is what an audit records and how it scores.
 
+pub mod accounting;
+pub mod canary;
+pub mod counts;
 pub mod mechanism;
 pub mod noise;
+pub mod release;
 
 pub use mechanism::{Adjacency, Event, Noise, Unit};

@@ -378,6 +378,19 @@ impl Lattice {
     }
 }
 
+/// Adds independent [`Gaussian`] noise of a standard deviation to each value, from a generator of its own.
+///
+/// # Errors
+/// One line: a standard deviation that is none, or no random bytes from the operating system.
+pub fn add_gaussian(values: &mut [f64], standard_deviation: f64) -> Result<(), String> {
+    let noise = Gaussian::new(standard_deviation).map_err(|error| error.to_string())?;
+    let mut rng = SecretRng::new().map_err(|error| error.to_string())?;
+    for value in values {
+        *value = noise.noised(&mut rng, *value);
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;

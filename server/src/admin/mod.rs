@@ -172,6 +172,7 @@ impl Iterator for Parts {
 impl Admin for AdminService {
     type WatchRunStream = ReceiverStream<Result<wire::WatchRunEvent, Status>>;
     type ExportModelStream = Iter<Parts>;
+    type ExportLedgerStream = Iter<Parts>;
 
     async fn create_token(
         &self,
@@ -322,6 +323,15 @@ impl Admin for AdminService {
         let run = RunId(request.get_ref().run);
         let store = self.driver.store().clone();
         let bytes = blocking(move || exported(store.as_ref(), run)).await??;
+        Ok(Response::new(tokio_stream::iter(Parts { bytes, at: 0 })))
+    }
+
+    async fn export_ledger(
+        &self,
+        request: Request<wire::ExportLedgerRequest>,
+    ) -> Result<Response<Self::ExportLedgerStream>, Status> {
+        let export = self.driver.export_ledger(RunId(request.get_ref().run)).await?;
+        let bytes = export.map_err(|error| Status::failed_precondition(error.to_string()))?.into_bytes();
         Ok(Response::new(tokio_stream::iter(Parts { bytes, at: 0 })))
     }
 }

@@ -4,6 +4,7 @@ use std::future::Future;
 use std::io::{IsTerminal as _, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tonic::transport::Channel;
@@ -17,7 +18,7 @@ use tributary_proto::admin as wire;
 use tributary_proto::admin::admin_client::AdminClient;
 use tributary_proto::admin::submit_part::Part;
 
-use super::{ConfigArg, Failure, Format, NodesCommand, RunCommand, TokenCommand, print, show};
+use super::{ConfigArg, Failure, Format, LedgerCommand, NodesCommand, RunCommand, TokenCommand, print, show};
 use crate::admin;
 use crate::config::ServerConfig;
 
@@ -93,6 +94,15 @@ pub(super) async fn nodes(command: NodesCommand) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
+pub(super) async fn ledger(command: LedgerCommand) -> Result<ExitCode, Failure> {
+    let LedgerCommand::Export { run, out, config } = command;
+    let request = wire::ExportLedgerRequest { run: run.0 };
+    let parts = open(&config).await?.export_ledger(request).await?.into_inner();
+    let bytes = write_parts(parts, &out).await?;
+    print(&format!("{} ({bytes} bytes)\n", out.display()))?;
+    Ok(ExitCode::SUCCESS)
+}
+
 pub(super) async fn run(command: RunCommand) -> Result<ExitCode, Failure> {
     match command {
         RunCommand::Submit { job, initial_model, watch, format, config } => {
@@ -122,7 +132,9 @@ pub(super) async fn run(command: RunCommand) -> Result<ExitCode, Failure> {
             print(&format!("stopped {run}\n"))?;
         }
         RunCommand::Export { run, out, config } => {
-            let bytes = export(&mut open(&config).await?, run, &out).await?;
+            let request = wire::ExportModelRequest { run: run.0 };
+            let parts = open(&config).await?.export_model(request).await?.into_inner();
+            let bytes = write_parts(parts, &out).await?;
             print(&format!("{} ({bytes} bytes)\n", out.display()))?;
         }
     }
@@ -157,9 +169,9 @@ async fn submit(
 /// Prints a run's lines to its end. The exit code tells how it ended.
 async fn follow(client: &mut AdminClient<Channel>, run: RunId, format: Format) -> Result<ExitCode, Failure> {
     let shown = client.show_run(wire::ShowRunRequest { run: run.0 }).await?.into_inner();
-    let rounds = shown.run.map_or(0, |run| run.rounds);
+    let job = Job::parse(&shown.job_toml).map_err(Failure::failed)?;
     let mut events = client.watch_run(wire::WatchRunRequest { run: run.0 }).await?.into_inner();
-    let mut progress = Progress::new(rounds);
+    let mut progress = Progress::of(&Arc::new(job));
     let mut status = StatusLine::new(format);
     let lost = || {
         Failure::failed(format!(
@@ -192,9 +204,9 @@ async fn follow(client: &mut AdminClient<Channel>, run: RunId, format: Format) -
     }
 }
 
-async fn export(client: &mut AdminClient<Channel>, run: RunId, out: &Path) -> Result<u64, Failure> {
+/// Writes a file as it comes.
+async fn write_parts(mut parts: tonic::Streaming<wire::ModelPart>, out: &Path) -> Result<u64, Failure> {
     let failed = |error: std::io::Error| Failure::failed(format!("{}: {error}", out.display()));
-    let mut parts = client.export_model(wire::ExportModelRequest { run: run.0 }).await?.into_inner();
     // Under another name until it is whole.
     let mut name = out.as_os_str().to_owned();
     name.push(".part");

@@ -78,10 +78,27 @@ enum Command {
     /// Runs of jobs.
     #[command(subcommand)]
     Run(RunCommand),
+    /// The privacy ledgers of runs.
+    #[command(subcommand)]
+    Ledger(LedgerCommand),
     /// Check a configuration file, and say what it means.
     CheckConfig {
         /// The file.
         file: PathBuf,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum LedgerCommand {
+    /// Write the privacy ledger of a run with its signed head to a file, for `tributary-audit`.
+    Export {
+        /// The run's id.
+        run: RunId,
+        /// The file to write; an existing one is replaced.
+        #[arg(long, value_name = "FILE", default_value = "ledger-export.jsonl")]
+        out: PathBuf,
+        #[command(flatten)]
+        config: ConfigArg,
     },
 }
 
@@ -268,6 +285,7 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Token(command) => commands::with_runtime(commands::token(command)),
         Command::Nodes(command) => commands::with_runtime(commands::nodes(command)),
         Command::Run(command) => commands::with_runtime(commands::run(command)),
+        Command::Ledger(command) => commands::with_runtime(commands::ledger(command)),
     }
 }
 

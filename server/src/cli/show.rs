@@ -1,12 +1,14 @@
 //! What the commands print.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::macros::format_description;
 use tributary_common::digest::Digest;
 use tributary_common::ids::{NodeName, RunId};
+use tributary_common::job::Job;
 use tributary_common::progress::{Progress, history};
 use tributary_common::record::{EvaluationRecord, RoundRecord, RunEvent, RunState};
 use tributary_proto::admin as wire;
@@ -218,7 +220,10 @@ pub(super) fn run(format: Format, shown: &wire::ShowRunResponse) -> Result<Strin
         row("model", model.to_string()),
     ]);
     // The lines that a watcher would have seen.
-    let mut progress = Progress::new(run.rounds);
+    let mut progress = match Job::parse(&shown.job_toml) {
+        Ok(job) => Progress::of(&Arc::new(job)),
+        Err(_) => Progress::new(run.rounds), // another version's job
+    };
     let mut events = history(rounds, evaluations);
     events.push(if run_state.is_over() {
         RunEvent::Ended { state: run_state, rounds: run.published, model }

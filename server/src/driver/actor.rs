@@ -5,15 +5,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
-use tributary_common::aggregate::WeightedMean;
 use tributary_common::ids::{NodeName, RunId};
+use tributary_common::job::Job;
+use tributary_common::ledger::head::SignedHead;
+use tributary_common::ledger::record::LedgerHash;
+use tributary_common::privacy::noise;
 use tributary_common::progress::{Line, Progress};
 use tributary_common::record::{Metrics, Participation, RoundOutcome, RoundRecord, RunEvent, RunState};
 use tributary_common::time::{Clock, Time};
 
 use super::{Attempt, Command, Current, Happened, Standing, StopError, ToNode};
+use crate::ledger::Ledgers;
 use crate::round::{Dismissal, Input, Role};
-use crate::run::{Outgoing, Run, RunError, Update};
+use crate::run::{Outgoing, Rule, Run, RunError, Update};
 use crate::store::{Store, StoreError, StoredRun};
 
 /// The thread looks at the clock at least so often, in case it is set.
@@ -41,6 +45,7 @@ struct Actor {
     current: watch::Sender<Option<Current>>,
     happened: broadcast::Sender<Arc<Happened>>,
     store: Arc<dyn Store>,
+    ledgers: Option<Ledgers>,
     clock: Clock,
     nodes: BTreeMap<NodeName, Node>,
     active: Option<Active>,
@@ -51,6 +56,7 @@ struct Actor {
 /// Opens what the store holds and starts the thread. `end` learns how the thread ended.
 pub(super) fn start(
     store: Arc<dyn Store>,
+    ledgers: Option<Ledgers>,
     clock: Clock,
     current: watch::Sender<Option<Current>>,
     happened: broadcast::Sender<Arc<Happened>>,
@@ -64,7 +70,8 @@ pub(super) fn start(
     let last_submitted = runs.iter().map(|run| run.submitted).max().unwrap_or_default();
     let queue = runs.into_iter().filter(|run| !run.head.state.is_over()).map(|run| run.run).collect();
     let nodes = BTreeMap::new();
-    let mut actor = Actor { current, happened, store, clock, nodes, active: None, queue, last_submitted };
+    let mut actor =
+        Actor { current, happened, store, ledgers, clock, nodes, active: None, queue, last_submitted };
     actor.perform(Vec::new())?;
     let timer = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(thread_error)?;
     let work = move || {
@@ -109,6 +116,8 @@ impl Actor {
             Command::Connected { node, role, connection, outbox } => {
                 // Dropping an earlier connection's sender ends that stream.
                 self.nodes.insert(node.clone(), Node { role, connection, outbox: Some(outbox) });
+                let known = self.store.ledger_head(&node)?;
+                self.tell(&node, ToNode::KnownHead(known));
                 self.input(Input::Connected { node, role })
             }
             Command::Disconnected { node, connection } => {
@@ -131,6 +140,16 @@ impl Actor {
                 }
                 let metrics = self.checked(&node, metrics);
                 self.input(Input::Evaluated { node, round, metrics })
+            }
+            Command::Head { node, connection, head, proof } => {
+                if self.is_of(&node, connection) {
+                    self.showed_head(&node, *head, &proof)?;
+                }
+                self.perform(Vec::new())
+            }
+            Command::ExportLedger { run, reply } => {
+                let _ = reply.send(self.export_ledger(run));
+                self.perform(Vec::new())
             }
             Command::Ask { node, attempt, reply } => {
                 let standing = self.standing(&node, attempt);
@@ -184,6 +203,49 @@ impl Actor {
         let cells = metrics.confusion.len();
         tracing::warn!(%node, "ignored an evaluation of {node}: {cells} confusion counts for {classes} classes");
         Metrics::default()
+    }
+
+    /// Keeps a head of a node's ledger if it continues the one before; otherwise the node is sent away, and the head
+    /// before stays the one that it must continue.
+    fn showed_head(
+        &mut self,
+        node: &NodeName,
+        head: SignedHead,
+        proof: &[LedgerHash],
+    ) -> Result<(), RunError> {
+        let kept = self.store.ledger_head(node)?;
+        let kept = kept.and_then(|kept| SignedHead::from_bytes(&kept).ok());
+        let continues = match &kept {
+            // A node that enrolled anew has another key, and may begin another ledger: both heads are on record.
+            Some(kept) if kept.key == head.key => head.continues(kept, proof),
+            _ => head.verify(),
+        };
+        if let Err(error) = continues {
+            tracing::error!(%node, "node {node} showed a ledger head that is refused: {error}");
+            self.tell(
+                node,
+                ToNode::SentAway("the ledger of this node does not continue the head that it showed before"),
+            );
+            return Ok(());
+        }
+        self.store.put_ledger_head(node, &head.to_bytes())?;
+        let now = self.clock.now();
+        if let Some(ledger) = self.active.as_mut().and_then(|active| active.run.ledger()) {
+            ledger.witness(node.clone(), head, now).map_err(RunError::Ledger)?;
+        }
+        Ok(())
+    }
+
+    fn export_ledger(&mut self, run: RunId) -> Result<String, RunError> {
+        if let Some(active) = self.active.as_mut().filter(|active| active.run.id() == run)
+            && let Some(ledger) = active.run.ledger()
+        {
+            return Ok(ledger.export()?);
+        }
+        self.store.run(run)?;
+        let ledgers = self.ledgers.as_ref();
+        let missing = || StoreError::Missing { what: "the ledger of run", name: run.to_string() };
+        Ok(ledgers.ok_or_else(missing)?.export(run, self.clock.now())?)
     }
 
     /// What is done with an update of `node`; a node whose update is not wanted is dismissed.
@@ -309,8 +371,14 @@ impl Actor {
                 self.store.set_state(id, &RunState::Running)?;
             }
             let now = self.clock.now();
-            let rule = Box::new(WeightedMean::default());
-            let (mut run, mut outgoing) = match Run::open(self.store.clone(), id, now, None, rule) {
+            let rule = Rule::OfTheJob(Box::new(noise::add_gaussian));
+            let job = Job::parse(&job_toml).map_err(|error| RunError::Job { run: id, error });
+            let ledger = match (&self.ledgers, &job) {
+                (Some(ledgers), Ok(job)) => Some(ledgers.open(id, job, &job_toml, now)?),
+                _ => None,
+            };
+            let opened = job.and_then(|_| Run::open(self.store.clone(), id, now, None, rule, ledger));
+            let (mut run, mut outgoing) = match opened {
                 Ok(opened) => opened,
                 Err(error @ RunError::Job { .. }) => {
                     tracing::error!(run = %id, "{error}; it is skipped: stop it, or start the version that took it");
@@ -336,7 +404,7 @@ impl Actor {
                 outgoing.retain(|what| !matches!(what, Outgoing::Event(event) if waiting(event)));
             }
             outgoing.extend(run.handle(now, Input::Present { nodes })?);
-            let progress = Progress::new(rounds);
+            let progress = Progress::of(run.job());
             self.active = Some(Active { run, job_toml: job_toml.into(), progress, last: None });
             return Ok(outgoing);
         }
@@ -376,7 +444,19 @@ impl Actor {
             Outgoing::Evaluate { node, round, model } => {
                 self.tell(&node, ToNode::Evaluate { run, round, job_toml, model });
             }
+            Outgoing::LedgerHead { nodes, head } => {
+                for node in nodes {
+                    self.tell(&node, ToNode::LedgerHead(Box::new(head)));
+                }
+            }
             Outgoing::Event(event) => {
+                if let RunEvent::Ended { .. } = &*event {
+                    let nodes: Vec<NodeName> = self.nodes.keys().cloned().collect();
+                    for node in nodes {
+                        self.tell(&node, ToNode::RunOver(run));
+                    }
+                }
+                let Some(active) = &mut self.active else { return };
                 if let RunEvent::RoundEnded { record } = &*event {
                     active.last = Some(record.clone());
                 }

@@ -16,10 +16,13 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tributary_common::digest::Digest;
 use tributary_common::ids::{NodeName, RunId};
 use tributary_common::job::{Job, JobError};
+use tributary_common::ledger::head::SignedHead;
+use tributary_common::ledger::record::LedgerHash;
 use tributary_common::model::{ImportError, Parameters, import};
 use tributary_common::record::{Metrics, Reason, RunEvent};
 use tributary_common::time::{Clock, Time};
 
+use crate::ledger::Ledgers;
 use crate::round::{Dismissal, Role};
 use crate::run::{RunError, Update};
 use crate::store::{Store, StoreError};
@@ -71,6 +74,14 @@ pub enum ToNode {
         /// The model.
         model: Digest,
     },
+    /// The last head of the node's own ledger that is kept here, if one is.
+    KnownHead(Option<Vec<u8>>),
+    /// The head of a run's ledger.
+    LedgerHead(Box<SignedHead>),
+    /// A run is over.
+    RunOver(RunId),
+    /// The node is sent away for good.
+    SentAway(&'static str),
 }
 
 /// An open control stream as the driver knows it.
@@ -178,6 +189,8 @@ enum Command {
     Ask { node: NodeName, attempt: Attempt, reply: oneshot::Sender<Standing> },
     Update { attempt: Attempt, update: Box<Update>, reply: oneshot::Sender<Standing> },
     Submit { id: RunId, job_toml: String, values: Vec<f32>, reply: oneshot::Sender<Result<(), StoreError>> },
+    Head { node: NodeName, connection: u64, head: Box<SignedHead>, proof: Vec<LedgerHash> },
+    ExportLedger { run: RunId, reply: oneshot::Sender<Result<String, RunError>> },
     Stop { run: RunId, reply: oneshot::Sender<Result<(), StopError>> },
     Nodes { reply: oneshot::Sender<Vec<(NodeName, Role)>> },
     Drain,
@@ -222,9 +235,13 @@ impl Ending {
 }
 
 impl Driver {
-    /// Starts the driver: the runs in `store` that are not over go on, the oldest first. It reads from the disk:
+    /// Starts the driver: the runs in `store` that are not over go on, the oldest first, each with its ledger. It reads from the disk:
     /// call it off the async threads.
-    pub fn start(store: Arc<dyn Store>, clock: Clock) -> Result<(Self, Ending), RunError> {
+    pub fn start(
+        store: Arc<dyn Store>,
+        ledgers: Option<Ledgers>,
+        clock: Clock,
+    ) -> Result<(Self, Ending), RunError> {
         let (commands, receiver) = mpsc::channel(COMMANDS);
         let (current, current_receiver) = watch::channel(None);
         let happened = broadcast::Sender::new(EVENTS);
@@ -236,7 +253,7 @@ impl Driver {
             connections: Arc::default(),
         };
         let (end, ending) = oneshot::channel();
-        actor::start(store, clock, current, happened, receiver, end)?;
+        actor::start(store, ledgers, clock, current, happened, receiver, end)?;
         Ok((driver, Ending { receiver: ending, known: None }))
     }
 
@@ -292,6 +309,22 @@ impl Driver {
         self.send(Command::Evaluated { node, connection, run, round, metrics }).await
     }
 
+    /// The node shows the head of its ledger, with the proof that it continues the one before.
+    pub async fn showed_head(
+        &self,
+        by: &Connection,
+        head: SignedHead,
+        proof: Vec<LedgerHash>,
+    ) -> Result<(), Gone> {
+        let (node, connection) = (by.node.clone(), by.id);
+        self.send(Command::Head { node, connection, head: Box::new(head), proof }).await
+    }
+
+    /// The export of a run's ledger, as it stands.
+    pub async fn export_ledger(&self, run: RunId) -> Result<Result<String, RunError>, Gone> {
+        self.ask(|reply| Command::ExportLedger { run, reply }).await
+    }
+
     /// What would be done with an update of `node` for `attempt`.
     pub async fn standing(&self, node: &NodeName, attempt: Attempt) -> Result<Standing, Gone> {
         let node = node.clone();
@@ -308,6 +341,7 @@ impl Driver {
     pub async fn submit(&self, job_toml: String, initial: Option<Vec<u8>>) -> Result<RunId, SubmitError> {
         let prepare = move || -> Result<(String, Vec<f32>), SubmitError> {
             let job = Job::parse(&job_toml)?;
+            job.guarantee()?;
             let layout = job.layout()?;
             let values = match initial {
                 Some(bytes) => import(&layout, &bytes)?,

@@ -24,7 +24,7 @@ pub(crate) fn job(rounds: u32, size: u32, more: &str) -> String {
 /// A driver over `store`.
 pub(crate) async fn start(store: &Arc<dyn Store>) -> (Driver, Ending) {
     let store = store.clone();
-    tokio::task::spawn_blocking(move || Driver::start(store, Clock).unwrap()).await.unwrap()
+    tokio::task::spawn_blocking(move || Driver::start(store, None, Clock).unwrap()).await.unwrap()
 }
 
 pub(crate) fn memory() -> Arc<dyn Store> {

@@ -7,13 +7,16 @@ use tokio::time::Instant;
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::Status;
 use tributary_common::ids::RunId;
+use tributary_common::ledger::head::SignedHead;
+use tributary_common::ledger::hex::Hex;
+use tributary_common::ledger::record::LedgerHash;
 use tributary_common::record::{Reason, one_line};
 use tributary_common::time::{Clock, Time};
 use tributary_proto::coordinator::coordinator_message::Message as ToPeer;
 use tributary_proto::coordinator::node_message::Message as FromPeer;
 use tributary_proto::coordinator::{
-    CoordinatorMessage, Dismiss, DismissReason, Evaluate, Goodbye, Hello, Invite, NodeMessage,
-    Role as WireRole, Welcome,
+    CoordinatorMessage, Dismiss, DismissReason, Evaluate, Goodbye, Hello, Invite, KnownHead, LedgerHead,
+    NodeMessage, Role as WireRole, RunOver, Welcome,
 };
 use tributary_proto::{PROTOCOL_VERSIONS, negotiate};
 
@@ -30,6 +33,8 @@ const PARTING_SECONDS: u64 = 5;
 /// Messages of one node per minute in the long run, and at once.
 const MESSAGES_PER_MINUTE: u32 = 3000;
 const MESSAGES_AT_ONCE: u32 = 200;
+/// Most hashes of a consistency proof: a ledger of 2^64 records needs no more.
+const PROOF_HASHES: usize = 128;
 /// The name and version of this software, for a peer's log.
 const SOFTWARE: &str = concat!("tributary-server ", env!("CARGO_PKG_VERSION"));
 
@@ -168,6 +173,9 @@ where
             biased;
             refusal = &mut refusal => return Status::from(refusal).into(),
             queued = connection.outbox.recv() => match queued {
+                Some(ToNode::SentAway(reason)) => {
+                    Err(End::Goodbye { reason: reason.to_owned(), last: true })
+                }
                 Some(queued) => send(core, sender, to_wire(queued, Clock.now())).await,
                 None if core.driver.current().has_changed().is_err() => Err(Gone.into()),
                 None => {
@@ -226,6 +234,17 @@ async fn take(
                 report.metrics.as_ref().map(tributary_proto::metrics).transpose()?.unwrap_or_default();
             Ok(core.driver.evaluated(connection, RunId(report.run), report.round, metrics).await?)
         }
+        Some(FromPeer::LedgerHead(shown)) => {
+            let head = SignedHead::from_bytes(&shown.head)
+                .map_err(|error| Status::invalid_argument(format!("head: {error}")))?;
+            let hash = |bytes: &Vec<u8>| bytes.as_slice().try_into().map(Hex);
+            if shown.consistency.len() > PROOF_HASHES {
+                return Err(Status::invalid_argument("consistency: the proof is too long").into());
+            }
+            let proof: Result<Vec<LedgerHash>, _> = shown.consistency.iter().map(hash).collect();
+            let proof = proof.map_err(|_| Status::invalid_argument("consistency: a hash has 32 bytes"))?;
+            Ok(core.driver.showed_head(connection, head, proof).await?)
+        }
         Some(FromPeer::Hello(_)) => Err(Status::invalid_argument("a control stream has one Hello").into()),
         None => Err(Status::invalid_argument("a message of an unknown kind").into()),
     }
@@ -259,6 +278,12 @@ pub fn to_wire(message: ToNode, now: Time) -> ToPeer {
             };
             ToPeer::Dismiss(Dismiss { run: run.0, round, attempt, reason: reason.into() })
         }
+        ToNode::KnownHead(head) => ToPeer::KnownHead(KnownHead { head: head.unwrap_or_default() }),
+        ToNode::LedgerHead(head) => {
+            ToPeer::LedgerHead(LedgerHead { head: head.to_bytes().to_vec(), consistency: Vec::new() })
+        }
+        ToNode::RunOver(run) => ToPeer::RunOver(RunOver { run: run.0 }),
+        ToNode::SentAway(reason) => ToPeer::Goodbye(Goodbye { reason: one_line(reason), r#final: true }),
         ToNode::Evaluate { run, round, job_toml, model } => ToPeer::Evaluate(Evaluate {
             run: run.0,
             round,

@@ -311,7 +311,7 @@ impl RoundMachine {
             && c.decide(node, Participation::Declined { reason })
         {
             // What it refuses now it will refuse again until something changes at the node.
-            if matches!(reason, Reason::Policy | Reason::Data | Reason::Unsupported) {
+            if matches!(reason, Reason::Policy | Reason::Budget | Reason::Data | Reason::Unsupported) {
                 self.unfit.insert(node.clone());
                 self.roster = None;
             }
@@ -482,7 +482,13 @@ impl RoundMachine {
         let (round, number) = (attempt.round, attempt.attempt);
         match &outcome {
             Ok(model) => {
-                self.head = RunHead { published: round, attempt: 1, model: *model, state: RunState::Running };
+                self.head = RunHead {
+                    published: round,
+                    attempt: 1,
+                    model: *model,
+                    state: RunState::Running,
+                    clip_norm: None,
+                };
             }
             Err(Abandonment::Stopped) => self.head.state = RunState::Stopped,
             Err(reason) if number >= self.job.cohort.attempts => {

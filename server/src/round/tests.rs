@@ -73,8 +73,13 @@ struct World {
 
 impl World {
     fn new(job: &Arc<Job>) -> Self {
-        let head =
-            RunHead { published: 0, attempt: 1, model: Digest::of(b"initial"), state: RunState::Running };
+        let head = RunHead {
+            published: 0,
+            attempt: 1,
+            model: Digest::of(b"initial"),
+            state: RunState::Running,
+            clip_norm: None,
+        };
         let disk = Disk { head, open: None, records: Vec::new(), evaluated: BTreeSet::new() };
         Self::start(job, disk, Time(1_000_000), None)
     }

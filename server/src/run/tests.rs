@@ -3,7 +3,6 @@
 use std::io::Write;
 use std::sync::Arc;
 
-use tributary_common::aggregate::WeightedMean;
 use tributary_common::ids::{NodeName, RunId};
 use tributary_common::job::Job;
 use tributary_common::model::{digest, to_bytes};
@@ -68,18 +67,22 @@ fn file(values: &[f32]) -> Payload {
 }
 
 fn submitted() -> Arc<dyn Store> {
+    submitted_as(JOB)
+}
+
+fn submitted_as(job: &str) -> Arc<dyn Store> {
     let store = MemoryStore::new();
-    let initial = store.put_model(&Job::parse(JOB).unwrap().layout().unwrap().initial(7)).unwrap();
-    store.create_run(ID, JOB, initial, Time(0)).unwrap();
+    let initial = store.put_model(&Job::parse(job).unwrap().layout().unwrap().initial(7)).unwrap();
+    store.create_run(ID, job, initial, Time(0)).unwrap();
     Arc::new(store)
 }
 
-fn mean() -> Box<dyn AggregationRule> {
-    Box::new(WeightedMean::default())
+fn mean() -> Rule {
+    Rule::OfTheJob(Box::new(|_, _| Ok(())))
 }
 
 fn open(store: &Arc<dyn Store>) -> Run {
-    let (mut run, _) = Run::open(Arc::clone(store), ID, Time(1000), None, mean()).unwrap();
+    let (mut run, _) = Run::open(Arc::clone(store), ID, Time(1000), None, mean(), None).unwrap();
     for index in 0..3 {
         run.handle(Time(1000), Input::Connected { node: name(index), role: Role::Trainer }).unwrap();
     }
@@ -170,7 +173,9 @@ fn what_a_rule_makes_is_published_only_if_it_is_a_model() {
     let finish = |rule| {
         let store = submitted();
         let mut run =
-            Run::open(Arc::clone(&store), ID, Time(1000), None, Box::new(Counting(rule, 0))).unwrap().0;
+            Run::open(Arc::clone(&store), ID, Time(1000), None, Rule::Own(Box::new(Counting(rule, 0))), None)
+                .unwrap()
+                .0;
         for index in 0..3 {
             run.handle(Time(1000), Input::Connected { node: name(index), role: Role::Trainer }).unwrap();
         }
@@ -258,10 +263,64 @@ fn an_update_counts_once_and_only_in_its_round() {
 fn what_cannot_be_run_is_refused_in_words() {
     let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
     let model = store.put_model(&[0.0; 4]).unwrap();
-    let error = |id| Run::open(Arc::clone(&store), id, Time(0), None, mean()).unwrap_err().to_string();
+    let error = |id| Run::open(Arc::clone(&store), id, Time(0), None, mean(), None).unwrap_err().to_string();
     assert!(error(RunId(9)).contains("does not exist"));
     store.create_run(RunId(1), "name = 1", model, Time(0)).unwrap();
     assert!(error(RunId(1)).contains("cannot be run"));
     store.create_run(RunId(2), JOB, model, Time(0)).unwrap();
     assert!(error(RunId(2)).contains("has 4 parameters, but the job's has 6"));
+}
+
+const CLIENT_LEVEL: &str = "
+    [privacy]
+    unit = 'client'
+    mechanism = 'gaussian'
+    noise_multiplier = 1.0
+    clip_norm = 2.0
+    delta = 1e-5
+    max_epsilon = 100.0
+";
+
+/// Pitfall 5 and correction 14 at the level of clients: what a client sends decides neither who is on record, nor
+/// whether the round is published, nor is its digest kept.
+#[test]
+fn with_client_level_privacy_the_record_is_the_same_whatever_a_client_sends() {
+    let record = |strange: &[f32]| {
+        let store = submitted_as(&format!("{JOB}{CLIENT_LEVEL}"));
+        let rule = Rule::OfTheJob(Box::new(|values, deviation| {
+            assert_eq!(deviation, 2.0);
+            values.iter_mut().for_each(|value| *value += 0.25);
+            Ok(())
+        }));
+        let (mut run, _) = Run::open(Arc::clone(&store), ID, Time(1000), None, rule, None).unwrap();
+        for index in 0..3 {
+            run.handle(Time(1000), Input::Connected { node: name(index), role: Role::Trainer }).unwrap();
+        }
+        for index in 0..3 {
+            let values = if index == 1 { strange.to_vec() } else { delta(index, 1) };
+            run.update(Time(2000), update(index, 1, &values, bytes)).unwrap();
+        }
+        let mut record = store.rounds(ID).unwrap()[0].clone();
+        let RoundOutcome::Published { model } = record.outcome else { panic!("{record:?}") };
+        record.outcome = RoundOutcome::Published { model: Digest::of(b"any") };
+        for part in record.cohort.values() {
+            assert!(matches!(part, Participation::Accepted { digest: None, .. }), "{part:?}");
+        }
+        (record, store.model(model).unwrap().to_vec())
+    };
+    let (plain, model) = record(&delta(1, 1));
+    let (odd, without) = record(&[f32::NAN; 6]);
+    let (huge, clipped) = record(&[1e30; 6]);
+    assert_eq!((&plain, &plain), (&odd, &huge));
+    assert!(model.iter().all(|value| value.is_finite()) && model != without);
+    assert_eq!(without, clipped, "what cannot be summed counts as nothing");
+    let own = Run::open(
+        submitted_as(&format!("{JOB}{CLIENT_LEVEL}")),
+        ID,
+        Time(0),
+        None,
+        Rule::Own(Box::new(Counting(|_| Ok(vec![0.0; 6]), 0))),
+        None,
+    );
+    assert!(own.unwrap_err().to_string().contains("[privacy] needs the coordinator's own"));
 }

@@ -77,7 +77,7 @@ pub(super) fn token(number: u32) -> TokenRecord {
 }
 
 pub(super) fn head(published: u32, attempt: u32, model: Digest) -> RunHead {
-    RunHead { published, attempt, model, state: RunState::Running }
+    RunHead { published, attempt, model, state: RunState::Running, clip_norm: None }
 }
 
 /// All that can be read without taking anything out.
@@ -151,6 +151,7 @@ on_both_twins!(
     eight_threads_take_each_token_once,
     eight_threads_commit_to_eight_runs,
     nodes_are_replaced_by_name,
+    ledger_heads_are_replaced_by_node,
 );
 
 fn models_read_back_to_the_same_bits(store: &dyn Store) {
@@ -169,7 +170,7 @@ fn a_run_starts_queued_at_its_initial_model(store: &dyn Store) {
     let initial = store.put_model(&model(1, 10)).unwrap();
     let job_toml = "name = \"a \\\"b\\\" é\"\n".repeat(3000);
     store.create_run(RUN, &job_toml, initial, Time(u64::MAX)).unwrap();
-    let head = RunHead { published: 0, attempt: 1, model: initial, state: RunState::Queued };
+    let head = RunHead { published: 0, attempt: 1, model: initial, state: RunState::Queued, clip_norm: None };
     let expected = StoredRun { run: RUN, job_toml, submitted: Time(u64::MAX), head, open_attempt: None };
     assert_eq!(store.run(RUN).unwrap(), expected);
     let again = store.create_run(RUN, "other", initial, Time(1));
@@ -391,6 +392,15 @@ fn nodes_are_replaced_by_name(store: &dyn Store) {
     store.put_node(&revoked).unwrap();
     assert_eq!(store.node(&name(4)).unwrap(), Some(revoked.clone()));
     assert_eq!(store.nodes().unwrap(), [revoked, node(30, None), node(200, None)]);
+}
+
+fn ledger_heads_are_replaced_by_node(store: &dyn Store) {
+    assert_eq!(store.ledger_head(&name(4)).unwrap(), None);
+    store.put_ledger_head(&name(4), &[1; 185]).unwrap();
+    store.put_ledger_head(&name(40), &[2; 185]).unwrap();
+    store.put_ledger_head(&name(4), &[3; 185]).unwrap();
+    assert_eq!(store.ledger_head(&name(4)).unwrap(), Some(vec![3; 185]));
+    assert_eq!(store.ledger_head(&name(40)).unwrap(), Some(vec![2; 185]));
 }
 
 /// One call, over few names, so that calls meet.

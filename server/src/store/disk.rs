@@ -100,6 +100,10 @@ fn node_key(name: &NodeName) -> String {
     format!("node/{name}")
 }
 
+fn ledger_head_key(name: &NodeName) -> String {
+    format!("ledger-head/{name}")
+}
+
 impl SledStore {
     /// Opens the store in `dir`; creates it if `dir` is missing or empty. Reads and checks every entry.
     ///
@@ -204,7 +208,13 @@ impl Store for SledStore {
                 return Err(StoreError::Exists { what: "run", name: run.to_string() });
             }
             self.check_model(initial)?;
-            let head = RunHead { published: 0, attempt: 1, model: initial, state: RunState::Queued };
+            let head = RunHead {
+                published: 0,
+                attempt: 1,
+                model: initial,
+                state: RunState::Queued,
+                clip_norm: None,
+            };
             write.put(job_key(run), &JobEntry { job_toml: job_toml.to_owned(), submitted })?;
             write.put(run_key(run), &RunEntry { head, initial, ended: 0, open_attempt: None })
         })
@@ -291,6 +301,14 @@ impl Store for SledStore {
 
     fn put_node(&self, node: &NodeRecord) -> Result<(), StoreError> {
         self.database.write(|write| write.put(node_key(&node.name), node))
+    }
+
+    fn put_ledger_head(&self, node: &NodeName, head: &[u8]) -> Result<(), StoreError> {
+        self.database.write(|write| write.put(ledger_head_key(node), &head.to_vec()))
+    }
+
+    fn ledger_head(&self, node: &NodeName) -> Result<Option<Vec<u8>>, StoreError> {
+        self.database.get(&ledger_head_key(node))
     }
 
     fn node(&self, name: &NodeName) -> Result<Option<NodeRecord>, StoreError> {

@@ -27,6 +27,7 @@ struct State {
     runs: BTreeMap<RunId, Run>,
     tokens: BTreeMap<Digest, TokenRecord>,
     nodes: BTreeMap<NodeName, NodeRecord>,
+    ledger_heads: BTreeMap<NodeName, Vec<u8>>,
 }
 
 #[derive(Debug)]
@@ -101,7 +102,8 @@ impl Store for MemoryStore {
             return Err(StoreError::Exists { what: "run", name: run.to_string() });
         }
         state.check_model(initial)?;
-        let head = RunHead { published: 0, attempt: 1, model: initial, state: RunState::Queued };
+        let head =
+            RunHead { published: 0, attempt: 1, model: initial, state: RunState::Queued, clip_norm: None };
         let stored = StoredRun { run, job_toml: job_toml.to_owned(), submitted, head, open_attempt: None };
         state.runs.insert(run, Run { stored, initial, rounds: Vec::new(), evaluations: BTreeMap::new() });
         Ok(())
@@ -171,6 +173,15 @@ impl Store for MemoryStore {
     fn put_node(&self, node: &NodeRecord) -> Result<(), StoreError> {
         self.lock().nodes.insert(node.name.clone(), node.clone());
         Ok(())
+    }
+
+    fn put_ledger_head(&self, node: &NodeName, head: &[u8]) -> Result<(), StoreError> {
+        self.lock().ledger_heads.insert(node.clone(), head.to_vec());
+        Ok(())
+    }
+
+    fn ledger_head(&self, node: &NodeName) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(self.lock().ledger_heads.get(node).cloned())
     }
 
     fn node(&self, name: &NodeName) -> Result<Option<NodeRecord>, StoreError> {

@@ -91,7 +91,7 @@ fn missing_model(digest: Digest) -> StoreError {
 /// Where a run stands: with the job, all that its next round depends on.
 ///
 /// The cohort sampler's state is (`published`, `attempt`): its streams are named by them.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RunHead {
     /// Rounds published.
     pub published: u32,
@@ -101,6 +101,9 @@ pub struct RunHead {
     pub model: Digest,
     /// How the run stands.
     pub state: RunState,
+    /// The clip norm that the next round begins with, where it adapts: it follows from what was noised.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clip_norm: Option<f64>,
 }
 
 /// A cohort that was drawn and is about to be invited.
@@ -119,7 +122,7 @@ pub struct AttemptRecord {
 }
 
 /// A run as it is stored.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StoredRun {
     /// Its id.
     pub run: RunId,
@@ -216,6 +219,12 @@ pub trait Store: Send + Sync {
 
     /// One node's record.
     fn node(&self, name: &NodeName) -> Result<Option<NodeRecord>, StoreError>;
+
+    /// Keeps the last head that a node showed of its privacy ledger, in its compact form, in place of the one before.
+    fn put_ledger_head(&self, node: &NodeName, head: &[u8]) -> Result<(), StoreError>;
+
+    /// The last head that a node showed.
+    fn ledger_head(&self, node: &NodeName) -> Result<Option<Vec<u8>>, StoreError>;
 
     /// All nodes, by name.
     fn nodes(&self) -> Result<Vec<NodeRecord>, StoreError>;

@@ -26,15 +26,16 @@ use tributary_client::machine::{
     Attempt, Dismissal, Effect, Failure, Input, Kept, NodeMachine, Role, RoundKey, Trained,
 };
 use tributary_client::trainer::{ClientUpdate, EVALUATION_BATCH, Task, TrainError};
-use tributary_common::aggregate::{AggregationRule, WeightedMean};
+use tributary_common::aggregate::AggregationRule;
 use tributary_common::digest::Digest;
 use tributary_common::ids::{NodeName, RunId};
 use tributary_common::job::{Job, JobError};
 use tributary_common::model::{self, Parameters};
+use tributary_common::privacy::noise;
 use tributary_common::record::{Metrics, Reason, RunEvent, RunState};
 use tributary_common::time::Time;
 use tributary_server::round::{self, ImposedSets};
-use tributary_server::run::{Outgoing, Payload, Run, RunError, Update};
+use tributary_server::run::{Outgoing, Payload, Rule, Run, RunError, Update};
 use tributary_server::store::{MemoryStore, Store, StoreError};
 
 pub use self::schedule::HELD_UPDATES_BYTES;
@@ -100,14 +101,24 @@ pub struct Settings {
     pub imposed: Option<ImposedSets>,
     /// How models, updates and messages travel.
     pub transport: Transport,
-    /// A rule of one's own that makes each round's model of its updates; absent, [`WeightedMean`].
+    /// A rule of one's own that makes each round's model of its updates; absent, the one that the job asks for.
     pub rule: Option<Box<dyn AggregationRule>>,
+    /// Whether the trainer draws a job's noise from secret bits: without it, nothing is private.
+    pub has_secret_noise: bool,
 }
 
 impl Settings {
     /// The defaults: a model drawn from the run's own stream, cohorts drawn, over memory, the weighted mean.
     pub fn new(workers: usize, trainer: MakeTrainer) -> Self {
-        Self { workers, trainer, initial: None, imposed: None, transport: Transport::Memory, rule: None }
+        Self {
+            workers,
+            trainer,
+            initial: None,
+            imposed: None,
+            transport: Transport::Memory,
+            rule: None,
+            has_secret_noise: true,
+        }
     }
 }
 
@@ -240,8 +251,9 @@ pub fn simulate(
     store.create_run(RUN, &scenario.job.to_toml()?, digest, Time(0))?;
     let workers = settings.workers.max(1);
     let pool = Pool::start(workers, &settings.trainer)?;
-    let rule = settings.rule.unwrap_or_else(|| Box::new(WeightedMean::default()));
-    let (run, outgoing) = Run::open(store, RUN, Time(0), settings.imposed, rule)?;
+    let of_the_job = || Rule::OfTheJob(Box::new(noise::add_gaussian));
+    let rule = settings.rule.map_or_else(of_the_job, Rule::Own);
+    let (run, outgoing) = Run::open(store, RUN, Time(0), settings.imposed, rule, None)?;
 
     let devices = federation.devices.clone();
     let population = Population::new(scenario, federation);
@@ -521,6 +533,7 @@ impl Simulation<'_> {
                     (self.observe)(Observation::Event(&event));
                     continue;
                 }
+                Outgoing::LedgerHead { .. } => continue,
                 Outgoing::Invite { node, round, attempt, model, deadline } => {
                     let at = Attempt { run: RUN, round, attempt };
                     (node, Input::Invited { at, job: Ok(self.job.clone()), model, deadline })
@@ -583,6 +596,8 @@ impl Simulation<'_> {
                 }
             }
             Effect::CancelFetch => return self.cancel_download(index),
+            // A simulated client has no account: the job's own limit was checked before the run.
+            Effect::Charge { key, .. } => Input::Charged { key, result: Ok(()) },
             Effect::Train { key, job, model } => return self.train(index, name, key, job, model),
             Effect::Evaluate { key, job, model } => {
                 let parts = self.population.to_evaluate_on(index, EVALUATION_BATCH);
@@ -598,13 +613,14 @@ impl Simulation<'_> {
                 self.backlog.cancel(tickets);
                 Input::Trained { key, result: Err(training_failed("cancelled".into())) }
             }
-            Effect::Store { key, model } => {
+            Effect::Store { key, model, private } => {
                 let Some(update) = self.nodes.get(&index).and_then(|node| node.update.as_ref()) else {
                     return;
                 };
                 let bytes = update.delta.len() as u64 * 4;
                 let digest = self.wire.is_some().then(|| model::digest(&update.delta));
-                let kept = Kept { model, digest, bytes, examples: update.examples, stored: self.now };
+                let examples = update.examples;
+                let kept = Kept { model, digest, bytes, examples, private, stored: self.now };
                 Input::Stored { key, result: Ok(kept) }
             }
             Effect::Upload { at, update: mut kept } => {
@@ -712,9 +728,13 @@ impl Simulation<'_> {
             Some(Straggling::Steps(steps)) => Some(steps),
             _ => None,
         };
-        let batch = u64::from(job.train.batch_size).min(examples);
+        let declared_examples = self.population.declared_examples(index);
+        let batch = match job.train.sampling_rate {
+            Some(rate) => (rate * examples as f64).ceil() as u64,
+            None => u64::from(job.train.batch_size).min(examples),
+        };
         let bytes = model.len() as u64 * 4;
-        let task = Task { job, round: key.round, client: name, model, declared_examples: None, max_steps };
+        let task = Task { job, round: key.round, client: name, model, declared_examples, max_steps };
         let steps = task.steps(examples);
         let computed = self.now + device.training(steps, fate.slowness);
         let crash = fate.crash.filter(|_| !self.roll.crashed.contains(&index));

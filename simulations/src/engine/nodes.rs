@@ -32,6 +32,7 @@ struct Client {
     test: Arc<[u32]>,
     /// How it sees its training examples.
     shift: Option<Arc<Shift>>,
+    declared_examples: Option<u64>,
     role: Role,
 }
 
@@ -39,26 +40,39 @@ impl Population {
     /// The federation's clients, and a node for what its data hold out.
     pub(super) fn new(scenario: &Scenario, federation: Federation) -> Self {
         let Federation { dataset, shares, .. } = federation;
+        let declared: Vec<Option<u64>> =
+            shares.iter().map(|share| scenario.data.declared_examples_of(Some(&share.name))).collect();
         let profile = |role| {
             Arc::new(Profile {
                 role,
                 policy: scenario.policy.clone(),
                 example_shape: dataset.example_shape.clone(),
                 classes: dataset.classes,
+                public_test: scenario.data.public_test,
+                // Each client's own is in its task; the scenario refused what is fitted or not declared.
+                declared_examples: declared.first().copied().flatten(),
+                fitted: Vec::new(),
+                grouped: !dataset.train.groups.is_empty(),
                 drain_seconds: 0,
             })
         };
         let (trainer, evaluator) = (profile(Role::Trainer), profile(Role::Evaluator));
         let client = |share: Share| {
             let Share { name, train, test, shift } = share;
-            (name, Client { train, test, shift, role: Role::Trainer })
+            let declared_examples = scenario.data.declared_examples_of(Some(&name));
+            (name, Client { train, test, shift, declared_examples, role: Role::Trainer })
         };
         let mut clients: Vec<(NodeName, Client)> = shares.into_iter().map(client).collect();
         clients.sort_by(|a, b| a.0.cmp(&b.0));
         let held_out = Shard::whole(dataset.test.clone());
         if !held_out.is_empty() {
-            let client =
-                Client { train: [].into(), test: held_out.indices, shift: None, role: Role::Evaluator };
+            let client = Client {
+                train: [].into(),
+                test: held_out.indices,
+                shift: None,
+                declared_examples: None,
+                role: Role::Evaluator,
+            };
             let name = evaluators_name(&clients);
             let place = clients.partition_point(|(other, _)| *other < name);
             clients.insert(place, (name, client));
@@ -88,6 +102,11 @@ impl Population {
     pub(super) fn roles(&self, are_here: impl Fn(Index) -> bool) -> BTreeMap<NodeName, Role> {
         let here = self.indices().filter(|index| are_here(*index));
         here.filter_map(|index| Some((self.name(index)?.clone(), self.role(index)?))).collect()
+    }
+
+    /// What a node declares as its number of training examples.
+    pub(super) fn declared_examples(&self, index: Index) -> Option<u64> {
+        self.clients.get(index as usize).and_then(|client| client.declared_examples)
     }
 
     /// A node's training examples.

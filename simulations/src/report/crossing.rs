@@ -66,6 +66,7 @@ mod tests {
             round: *round,
             accuracy: *accuracy,
             loss: None,
+            epsilon: None,
             bytes_up: 0,
             bytes_down: 0,
             completed: 1,

@@ -63,6 +63,8 @@ pub struct Row {
     pub accuracy: Option<f64>,
     /// Mean loss; empty where nothing was evaluated.
     pub loss: Option<f64>,
+    /// Privacy spent so far; empty without a privacy mechanism.
+    pub epsilon: Option<f64>,
     /// Bytes of updates.
     pub bytes_up: u64,
     /// Bytes of models.
@@ -80,8 +82,27 @@ impl Row {
     pub fn of(line: &Line) -> Option<Self> {
         match *line {
             Line::Round {
-                round, accuracy, loss, bytes_up, bytes_down, completed, dropped, seconds, ..
-            } => Some(Self { round, accuracy, loss, bytes_up, bytes_down, completed, dropped, seconds }),
+                round,
+                accuracy,
+                loss,
+                epsilon,
+                bytes_up,
+                bytes_down,
+                completed,
+                dropped,
+                seconds,
+                ..
+            } => Some(Self {
+                round,
+                accuracy,
+                loss,
+                epsilon,
+                bytes_up,
+                bytes_down,
+                completed,
+                dropped,
+                seconds,
+            }),
             _ => None,
         }
     }

@@ -28,6 +28,8 @@ pub struct Machine {
     pub trainer: String,
     /// Worker threads.
     pub workers: usize,
+    /// Whether a job's noise is drawn from secret bits.
+    pub has_secret_noise: bool,
 }
 
 /// What a report tells about one run.
@@ -228,6 +230,11 @@ pub fn render(report: &RunReport<'_>) -> Result<String, String> {
     ];
     if let Some(crossing) = &report.crossing {
         summary.insert(3, ("target", crossing.to_string()));
+    }
+    if let Ok(Some(promise)) = job.promise() {
+        let what =
+            if report.machine.has_secret_noise { promise } else { "none: no secret noise was added".into() };
+        summary.push(("privacy", what));
     }
     let spread = report.spread;
     let machine = report.machine;

@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use tributary_client::data::Dataset;
 use tributary_common::digest::Digest;
+use tributary_common::progress::Progress;
 use tributary_common::record::{RoundOutcome, RunEvent};
 
 use crate::engine::{Observation, Settings};
@@ -320,7 +321,7 @@ fn run_point(
     let session = Session::new(scenario, federation).map_err(|error| line(&error))?;
     let run = Settings::new(workers, settings.trainer.clone());
     let mut nowhere = std::io::sink();
-    let follower = Follower::silent(scenario.job.rounds, &mut nowhere);
+    let follower = Follower::silent(Progress::of(&Arc::new(scenario.job.clone())), &mut nowhere);
     // Why clients did not take part: the first reason explains a run that failed for want of them.
     let mut declined = None;
     let mut also = |observation: &Observation<'_>| match observation {

@@ -3,4 +3,5 @@
 
 mod bad_input;
 mod identity;
+mod privacy;
 mod same_bits;

@@ -67,6 +67,7 @@ fn page(classes: usize, clients: usize, refusal: &str) -> String {
         instruction_sets: "AVX2".into(),
         trainer: "none".into(),
         workers: 3,
+        has_secret_noise: true,
     };
     let mut history = History::default();
     history.take(&RunEvent::RoundEnded { record: round });

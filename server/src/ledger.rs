@@ -1,0 +1,199 @@
+//! The coordinator's privacy ledgers, a file per run: what each run promised, and which payloads are in its models.
+
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+
+use tributary_common::digest::Digest;
+use tributary_common::ids::{NodeName, RunId};
+use tributary_common::job::{Job, JobError, Mechanism};
+use tributary_common::ledger::book::{BookError, RunBook};
+use tributary_common::ledger::head::{LedgerKey, SignedHead};
+use tributary_common::ledger::record::{Claim, CoordinatorId, JobKey, Participant};
+use tributary_common::ledger::run::RunOpening;
+use tributary_common::record::{EvaluationRecord, Metrics, Participation, RoundOutcome, RoundRecord};
+use tributary_common::time::Time;
+
+/// Why a run's ledger cannot be used. After it the run must not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    /// The ledger.
+    #[error("the run's ledger: {0}")]
+    Book(#[from] BookError),
+    /// The folder.
+    #[error("{path}: {error}")]
+    Folder {
+        /// The folder.
+        path: String,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// The job promises what it does not keep.
+    #[error(transparent)]
+    Job(#[from] JobError),
+}
+
+/// Opens the ledgers of a coordinator's runs.
+#[derive(Debug, Clone)]
+pub struct Ledgers {
+    dir: PathBuf,
+    key: LedgerKey,
+    coordinator: CoordinatorId,
+    name: NodeName,
+}
+
+impl Ledgers {
+    /// Ledgers in `dir`, signed with the authority's `key`; `authority_der` is its certificate.
+    ///
+    /// # Errors
+    /// [`LedgerError::Folder`].
+    pub fn new(dir: PathBuf, key: LedgerKey, authority_der: &[u8]) -> Result<Self, LedgerError> {
+        fs::create_dir_all(&dir)
+            .map_err(|error| LedgerError::Folder { path: dir.display().to_string(), error })?;
+        let coordinator = CoordinatorId::of(authority_der);
+        Ok(Self { dir, key, coordinator, name: NodeName::literal("coordinator") })
+    }
+
+    /// The ledger of a run, begun if there is none.
+    ///
+    /// # Errors
+    /// [`LedgerError`].
+    pub fn open(&self, run: RunId, job: &Job, job_toml: &str, now: Time) -> Result<Ledger, LedgerError> {
+        let mut book = self.book(run, now)?;
+        let guarantee = job.guarantee()?;
+        let privacy = job.privacy.as_ref();
+        let opening = RunOpening {
+            key: JobKey { coordinator: self.coordinator, run },
+            job: Digest::of(job_toml.as_bytes()),
+            // A node's rows may be grouped: that is its own account's affair.
+            unit: privacy.map(|privacy| privacy.unit(false)),
+            mechanism: privacy.map_or("none", |privacy| privacy.mechanism.name()).into(),
+            rounds: job.rounds,
+            events: job.round_events(),
+            claim: guarantee.map(Claim::from),
+        };
+        book.open_run(opening, now)?;
+        Ok(Ledger(book))
+    }
+
+    fn book(&self, run: RunId, now: Time) -> Result<RunBook, LedgerError> {
+        let path = self.dir.join(format!("{run}.jsonl"));
+        let (book, torn) = RunBook::open(&path, &self.name, self.key.clone(), now)?;
+        if let Some(torn) = torn {
+            tracing::warn!(%run, "the run's ledger ended in a record that a crash tore: {} bytes were cut off", torn.bytes);
+        }
+        Ok(book)
+    }
+
+    /// The export of a run's ledger that is not open.
+    ///
+    /// # Errors
+    /// [`LedgerError`].
+    pub fn export(&self, run: RunId, now: Time) -> Result<String, LedgerError> {
+        Ok(self.book(run, now)?.export()?)
+    }
+}
+
+/// The ledger of a run in use.
+#[derive(Debug)]
+pub struct Ledger(RunBook);
+
+impl Ledger {
+    /// Takes what the store has and the ledger has not: a crash came between the two.
+    ///
+    /// # Errors
+    /// [`LedgerError`].
+    pub fn catch_up(&mut self, rounds: &[RoundRecord], now: Time) -> Result<(), LedgerError> {
+        let known = self.0.core().published();
+        for record in rounds.iter().filter(|record| record.round > known) {
+            if matches!(record.outcome, RoundOutcome::Published { .. }) {
+                self.ended(record, now)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Pays for noise that the coordinator adds to the sum of `round`: before the model is stored.
+    ///
+    /// # Errors
+    /// [`LedgerError`].
+    pub fn noised(&mut self, round: u32, job: &Job, now: Time) -> Result<(), LedgerError> {
+        Ok(self.0.noise_round(round, job.round_events(), now)?)
+    }
+
+    /// An attempt ended, and the store has its record.
+    ///
+    /// # Errors
+    /// [`LedgerError`].
+    pub fn ended(&mut self, record: &RoundRecord, now: Time) -> Result<(), LedgerError> {
+        // Without noise of the node's own, a payload's digest would tell of what is in it.
+        let noised = self.0.core().run().is_some_and(|run| run.mechanism == Mechanism::DpSgd.name());
+        let participants = record.cohort.iter().filter_map(|(node, part)| match part {
+            Participation::Accepted { digest, .. } => {
+                Some(Participant { node: node.clone(), payload: digest.filter(|_| noised) })
+            }
+            _ => None,
+        });
+        let participants = participants.collect();
+        let RoundRecord { round, attempt, .. } = *record;
+        match &record.outcome {
+            RoundOutcome::Published { model } => {
+                self.0.publish_round(round, attempt, *model, participants, now)?;
+            }
+            RoundOutcome::Abandoned { .. } => self.0.abandon_round(round, attempt, participants, now)?,
+        }
+        Ok(())
+    }
+
+    /// The payload that a node sent for the round under way in an earlier attempt: a second one is not paid for.
+    pub fn payload_of(&self, node: &NodeName) -> Option<Digest> {
+        self.0.core().payload_of(node)
+    }
+
+    /// Noised metrics arrived from nodes.
+    ///
+    /// # Errors
+    /// [`LedgerError`].
+    pub fn evaluated(&mut self, record: &EvaluationRecord, now: Time) -> Result<(), LedgerError> {
+        let digest = |metrics: &Metrics| Some(Digest::of(&metrics.to_json()));
+        let participant = |(node, metrics): (&NodeName, &Metrics)| Participant {
+            node: node.clone(),
+            payload: digest(metrics),
+        };
+        let participants: Vec<Participant> =
+            record.by_client.iter().filter(|(_, metrics)| metrics.examples > 0).map(participant).collect();
+        if participants.is_empty() {
+            return Ok(());
+        }
+        Ok(self.0.receive_metrics(record.round, participants, now)?)
+    }
+
+    /// Keeps a head of a node's ledger; `false` if its signature is false.
+    ///
+    /// # Errors
+    /// [`LedgerError`].
+    pub fn witness(&mut self, node: NodeName, head: SignedHead, now: Time) -> Result<bool, LedgerError> {
+        Ok(self.0.witness(node, head, now)?)
+    }
+
+    /// The run is over.
+    ///
+    /// # Errors
+    /// [`LedgerError`].
+    pub fn over(&mut self, now: Time) -> Result<(), LedgerError> {
+        Ok(self.0.end_run(now)?)
+    }
+
+    /// The head to show the nodes.
+    pub fn head(&self) -> SignedHead {
+        self.0.head(tributary_common::ledger::head::View::Whole)
+    }
+
+    /// The export.
+    ///
+    /// # Errors
+    /// [`LedgerError`].
+    pub fn export(&self) -> Result<String, LedgerError> {
+        Ok(self.0.export()?)
+    }
+}
