@@ -65,7 +65,8 @@ fn spent(config: &Path) -> f64 {
 /// Exports of a node's ledger and of a run's at the coordinator.
 fn exports(coordinator: &Coordinator, config: &Path, id: &str) -> (PathBuf, PathBuf) {
     let (node, server) = (coordinator.scratch("node.jsonl"), coordinator.scratch(&format!("{id}.jsonl")));
-    let arguments = ["ledger", "export", "--config", config.to_str().unwrap(), "--out", node.to_str().unwrap()];
+    let arguments =
+        ["ledger", "export", "--config", config.to_str().unwrap(), "--out", node.to_str().unwrap()];
     run("tributary-client", &arguments, 0);
     coordinator.admin(&["ledger", "export", id, "--out", server.to_str().unwrap()]);
     (node, server)
@@ -173,7 +174,11 @@ fn a_node_whose_cap_is_reached_refuses_before_training_and_the_submitter_sees_wh
     coordinator.admin(&["run", "stop", &second]);
     let shown = json_lines(&coordinator.admin(&["run", "show", &second, "--format", "json"]).stdout);
     let outcome = &shown[0]["rounds_ended"][0]["cohort"]["capped"];
-    assert_eq!((&outcome["outcome"], &outcome["reason"]), (&"declined".into(), &"budget".into()), "{shown:?}");
+    assert_eq!(
+        (&outcome["outcome"], &outcome["reason"]),
+        (&"declined".into(), &"budget".into()),
+        "{shown:?}"
+    );
 
     // A job that promises nothing is refused too: after it the cap would mean nothing.
     let open = job.split("[privacy]").next().unwrap().replace("sampling_rate = 0.25", "batch_size = 10");
