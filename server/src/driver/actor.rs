@@ -116,8 +116,10 @@ impl Actor {
             Command::Connected { node, role, connection, outbox } => {
                 // Dropping an earlier connection's sender ends that stream.
                 self.nodes.insert(node.clone(), Node { role, connection, outbox: Some(outbox) });
-                let known = self.store.ledger_head(&node)?;
-                self.tell(&node, ToNode::KnownHead(known));
+                if self.ledgers.is_some() {
+                    let known = self.store.ledger_head(&node)?;
+                    self.tell(&node, ToNode::KnownHead(known));
+                }
                 self.input(Input::Connected { node, role })
             }
             Command::Disconnected { node, connection } => {
@@ -450,7 +452,9 @@ impl Actor {
                 }
             }
             Outgoing::Event(event) => {
-                if let RunEvent::Ended { .. } = &*event {
+                if self.ledgers.is_some()
+                    && let RunEvent::Ended { .. } = &*event
+                {
                     let nodes: Vec<NodeName> = self.nodes.keys().cloned().collect();
                     for node in nodes {
                         self.tell(&node, ToNode::RunOver(run));

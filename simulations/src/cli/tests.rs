@@ -58,7 +58,7 @@ fn the_demo_learns_and_leaves_its_folder() {
     let read = |name: &str| std::fs::read_to_string(Path::new(&out).join(name)).unwrap();
     assert_eq!(
         read("metrics.csv").lines().next(),
-        Some("round,accuracy,loss,bytes_up,bytes_down,completed,dropped,seconds")
+        Some("round,accuracy,loss,epsilon,bytes_up,bytes_down,completed,dropped,seconds")
     );
     assert_eq!((read("metrics.csv").lines().count(), read("rounds.jsonl").lines().count()), (4, 3));
     assert_eq!(read("evaluations.jsonl").lines().count(), 3);

@@ -17,8 +17,8 @@ const RUNS: &str = "runs";
 const MARKS: [&str; 3] = ["job.toml", "metrics.csv", "rounds.jsonl"];
 
 /// The columns of `metrics.csv`: the fields of [`Row`].
-const COLUMNS: [&str; 8] =
-    ["round", "accuracy", "loss", "bytes_up", "bytes_down", "completed", "dropped", "seconds"];
+const COLUMNS: [&str; 9] =
+    ["round", "accuracy", "loss", "epsilon", "bytes_up", "bytes_down", "completed", "dropped", "seconds"];
 
 /// Why a run's folder cannot be written or read. Each displays as one line.
 #[derive(Debug, thiserror::Error)]
