@@ -1,6 +1,7 @@
 //! Where each named tensor lies in the flat vector, and how it starts.
 
 use rand::RngExt;
+use rand_distr::StandardNormal;
 
 use crate::rng::{Purpose, Stream};
 
@@ -9,6 +10,8 @@ use crate::rng::{Purpose, Stream};
 pub(crate) enum Start {
     /// Uniform in ±1/√fan_in: what PyTorch's `Linear` and `Conv2d` do for weights and biases.
     FanIn(usize),
+    /// Normal with mean 0 and deviation 1: what PyTorch's `Embedding` does.
+    Normal,
     /// The same value everywhere: normalisation layers.
     Constant(f32),
 }
@@ -92,6 +95,10 @@ impl Layout {
         for tensor in &self.tensors {
             match tensor.start {
                 Start::Constant(value) => values.extend(std::iter::repeat_n(value, tensor.elements())),
+                Start::Normal => {
+                    let draw = || stream.sample::<f32, _>(StandardNormal);
+                    values.extend(std::iter::repeat_with(draw).take(tensor.elements()));
+                }
                 Start::FanIn(fan_in) => {
                     let bound = 1.0 / (fan_in as f32).sqrt();
                     let draw = || (stream.random::<f32>() * 2.0 - 1.0) * bound;

@@ -46,6 +46,24 @@ pub enum Layer {
         /// Groups; a divisor of `channels`.
         groups: usize,
     },
+    /// Normalisation of each example over all its features (Ba, Kiros and Hinton 2016), ε = 1e-5, with a weight and a
+    /// bias per feature.
+    LayerNorm {
+        /// Name of its tensors.
+        name: String,
+        /// Features, in and out; from 2.
+        features: usize,
+    },
+    /// Whole numbers below `vocabulary`, `[tokens]`, to the rows of its weight `[vocabulary, width]` that they name, one
+    /// after another: `[tokens · width]`. It has no bias, and takes the data themselves.
+    Embedding {
+        /// Name of its tensor.
+        name: String,
+        /// How many numbers there are.
+        vocabulary: usize,
+        /// Values that stand for a number.
+        width: usize,
+    },
     /// `max(x, 0)`.
     Relu,
     /// Hyperbolic tangent.
@@ -89,6 +107,8 @@ impl Layer {
             Layer::Linear { .. } => "linear",
             Layer::Convolution { .. } => "convolution",
             Layer::GroupNorm { .. } => "group_norm",
+            Layer::LayerNorm { .. } => "layer-norm",
+            Layer::Embedding { .. } => "embedding",
             Layer::Relu => "relu",
             Layer::Tanh => "tanh",
             Layer::MaxPool { .. } => "max_pool",
@@ -164,6 +184,25 @@ impl Layer {
                 }
                 input.to_vec()
             }
+            Layer::LayerNorm { features, .. } => match *input {
+                [found] if found == *features && found > 1 => input.to_vec(),
+                [found] => {
+                    return Err(misfit(format!("takes {features} features, from 2, but gets {found}")));
+                }
+                _ => {
+                    return Err(misfit(format!(
+                        "takes [features], but gets {input:?}: put \"flatten\" before it, or use group_norm"
+                    )));
+                }
+            },
+            Layer::Embedding { vocabulary, width, .. } => {
+                in_range("vocabulary", *vocabulary, 1, LAYER_WIDTH)?;
+                in_range("width", *width, 1, LAYER_WIDTH)?;
+                match *input {
+                    [tokens] => vec![tokens.saturating_mul(*width)],
+                    _ => return Err(misfit(format!("takes [tokens], but gets {input:?}"))),
+                }
+            }
             Layer::MaxPool { size, stride } | Layer::AveragePool { size, stride } => {
                 let most = if matches!(self, Layer::MaxPool { .. }) { MAX_POOL_SIZE } else { WINDOW_SIZE };
                 in_range("size", *size, 1, most)?;
@@ -195,6 +234,17 @@ impl Layer {
         };
         volume(&output)?;
         Ok(output)
+    }
+}
+
+impl Layer {
+    /// Whether it is, or holds, an embedding.
+    fn embeds(&self) -> bool {
+        match self {
+            Layer::Embedding { .. } => true,
+            Layer::Residual { body, shortcut } => body.iter().chain(shortcut).any(Layer::embeds),
+            _ => false,
+        }
     }
 }
 
@@ -232,6 +282,13 @@ impl Network {
         let mut shape = inputs.to_vec();
         for (index, layer) in layers.iter().enumerate() {
             shape = layer.output(&shape, &at(index))?;
+            if layer.embeds() && (index > 0 || matches!(layer, Layer::Residual { .. })) {
+                return Err(ArchitectureError::Layer {
+                    position: at(index),
+                    kind: "embedding",
+                    misfit: "takes numbers of the data: it can only be the first layer".into(),
+                });
+            }
         }
         if shape != [classes] {
             return Err(match layers.last() {
@@ -302,17 +359,24 @@ fn declare(layers: &[Layer], into: &mut Vec<Declared>) {
                 let start = [Start::FanIn(inputs * size * size); 2];
                 own(name, vec![*outputs, *inputs, *size, *size], *outputs, start);
             }
-            Layer::GroupNorm { name, channels, .. } => {
+            Layer::GroupNorm { name, channels: own_values, .. }
+            | Layer::LayerNorm { name, features: own_values } => {
                 let start = [Start::Constant(1.0), Start::Constant(0.0)];
-                own(name, vec![*channels], *channels, start);
+                own(name, vec![*own_values], *own_values, start);
             }
             _ => {}
         }
     }
     for layer in layers {
-        if let Layer::Residual { body, shortcut } = layer {
-            declare(body, into);
-            declare(shortcut, into);
+        match layer {
+            Layer::Embedding { name, vocabulary, width } => {
+                into.push((format!("{name}.weight"), vec![*vocabulary, *width], Start::Normal));
+            }
+            Layer::Residual { body, shortcut } => {
+                declare(body, into);
+                declare(shortcut, into);
+            }
+            _ => {}
         }
     }
 }

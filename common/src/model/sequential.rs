@@ -36,6 +36,16 @@ pub enum LayerSpec {
         /// Groups; a divisor of the channels.
         groups: usize,
     },
+    /// [`Layer::LayerNorm`].
+    #[serde(rename = "layer-norm")]
+    LayerNorm,
+    /// [`Layer::Embedding`].
+    Embedding {
+        /// How many different numbers there are.
+        vocabulary: usize,
+        /// Values that stand for a number.
+        width: usize,
+    },
     /// [`Layer::Relu`].
     Relu,
     /// [`Layer::Tanh`].
@@ -74,12 +84,13 @@ fn one() -> usize {
 }
 
 /// Layers that are written as a name.
-const NAMES: [&str; 4] = ["flatten", "relu", "tanh", "global-average-pool"];
+const NAMES: [&str; 5] = ["flatten", "layer-norm", "relu", "tanh", "global-average-pool"];
 /// Layers that are written as a table with one key, and the keys below it, if it holds a table.
-const TABLES: [(&str, Option<Schema>); 7] = [
+const TABLES: [(&str, Option<Schema>); 8] = [
     ("linear", None),
     ("convolution", Some(Schema { keys: &["channels", "size", "stride", "padding"], tables: &[] })),
     ("group_norm", Some(Schema { keys: &["groups"], tables: &[] })),
+    ("embedding", Some(Schema { keys: &["vocabulary", "width"], tables: &[] })),
     ("max_pool", Some(Schema { keys: &["size", "stride"], tables: &[] })),
     ("average_pool", Some(Schema { keys: &["size", "stride"], tables: &[] })),
     ("dropout", None),
@@ -121,6 +132,13 @@ fn check_list(
 fn check_one(value: &Value, left: &mut usize, depth: usize, position: &str) -> Result<(), ArchitectureError> {
     let wrong = |what: String| ArchitectureError::Layers(format!("{position}: {what}"));
     let unknown = |name: &str| {
+        if name.replace(['-', '_', ' '], "").eq_ignore_ascii_case("batchnorm") {
+            // What one example changes in the others' slopes could not be bounded, with privacy or without.
+            return wrong(
+                "batch normalisation mixes the examples of a batch: use { group_norm = { groups = … } }"
+                    .into(),
+            );
+        }
         let known = NAMES.into_iter().chain(TABLES.iter().map(|(name, _)| *name));
         let hint = document::nearest(name, known).map(|name| format!("; did you mean `{name}`?"));
         let name: String = name.chars().take(64).collect();
@@ -221,6 +239,8 @@ impl LayerSpec {
                 Layer::Convolution { name, inputs, outputs: channels, size, stride, padding }
             }
             LayerSpec::GroupNorm { groups } => Layer::GroupNorm { name, channels: inputs, groups },
+            LayerSpec::LayerNorm => Layer::LayerNorm { name, features: inputs },
+            LayerSpec::Embedding { vocabulary, width } => Layer::Embedding { name, vocabulary, width },
             LayerSpec::Relu => Layer::Relu,
             LayerSpec::Tanh => Layer::Tanh,
             LayerSpec::MaxPool { size, stride } => Layer::MaxPool { size, stride },
@@ -300,6 +320,19 @@ mod tests {
             ]
         );
         assert_eq!(residual.layout().parameters(), 6 * 27 + 6 + 12 + 18 + 6 + 60 + 10);
+        let words = network(
+            &[12],
+            r#"[{ embedding = { vocabulary = 50, width = 8 } }, "layer-norm", { linear = 10 }]"#,
+        )
+        .unwrap();
+        assert_eq!(
+            names(&words),
+            ["layer01.weight", "layer02.bias", "layer02.weight", "layer03.bias", "layer03.weight"]
+        );
+        assert_eq!(words.layout().parameters(), 50 * 8 + 2 * 96 + 970);
+        let first = &words.layout().initial(7)[..400];
+        let square = first.iter().map(|value| value * value).sum::<f32>() / 400.0;
+        assert!((square - 1.0).abs() < 0.3, "{square}");
         let dropout = residual.layers().iter().find(|layer| layer.kind() == "dropout");
         assert_eq!(dropout, Some(&Layer::Dropout { probability: 0.5 }));
     }
@@ -354,6 +387,27 @@ mod tests {
             (&[6, 8, 8], "[{ group_norm = { groups = 4 } }]", "groups = 4 does not divide 6 channels"),
             (&[6, 8, 8], "[{ group_norm = { groups = 0 } }]", "groups = 0: 1 to 6"),
             (&[6], "[{ group_norm = { groups = 6 } }]", "each group would be a single value"),
+            // pitfall 4: what mixes examples has no place here, with privacy or without.
+            (
+                image,
+                "['batch-norm']",
+                "layer 1: batch normalisation mixes the examples of a batch: use { group_norm",
+            ),
+            (image, "[{ batch_norm = { momentum = 0.1 } }]", "use { group_norm"),
+            (image, "['layer-norm']", "(layer-norm): takes [features], but gets [1, 8, 8]: put \"flatten\""),
+            (&[1], "['layer-norm']", "from 2, but gets 1"),
+            (&[4], "[{ embedding = { vocabulary = 0, width = 2 } }]", "vocabulary = 0"),
+            (image, "[{ embedding = { vocabulary = 9, width = 2 } }]", "takes [tokens], but gets [1, 8, 8]"),
+            (
+                &[4],
+                "['relu', { embedding = { vocabulary = 9, width = 2 } }]",
+                "layer 2 (embedding): takes numbers of the data: it can only be the first layer",
+            ),
+            (
+                &[4],
+                "[{ residual = { body = [{ embedding = { vocabulary = 9, width = 1 } }] } }]",
+                "the first layer",
+            ),
             (image, "[{ dropout = 1.0 }]", "layer 1 (dropout): probability 1: 0 to below 1"),
             (image, "[{ dropout = -inf }]", "probability -inf"),
             (

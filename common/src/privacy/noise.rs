@@ -195,7 +195,7 @@ pub mod alternatives {
     }
 }
 
-/// The exact discrete Gaussian on the integers: P[x] ∝ exp(−x²/(2σ²)) (Canonne, Kamath and Steinke 2020).
+/// The exact discrete Gaussian on the integers, P(x) ∝ exp(−x²/(2σ²)) (Canonne, Kamath and Steinke 2020).
 ///
 /// Every step is a comparison of integers with uniform integers, so the distribution is exact given a uniform
 /// generator. Time depends on the noise drawn, not on what it is added to.
@@ -249,7 +249,7 @@ impl DiscreteGaussian {
         }
     }
 
-    /// The discrete Laplace distribution, P[x] ∝ exp(−|x|/t) (algorithm 2).
+    /// The discrete Laplace distribution, P(x) ∝ exp(−|x|/t) (algorithm 2).
     fn laplace(&self, rng: &mut SecretRng) -> i64 {
         loop {
             let within = below(rng, u128::from(self.scale)) as u64;

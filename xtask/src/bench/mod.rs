@@ -2,6 +2,7 @@
 
 mod options;
 mod peers;
+mod privacy;
 mod probe;
 mod scale;
 
@@ -31,6 +32,7 @@ pub(crate) fn run(repository: &Path, bench: &Bench) -> anyhow::Result<ExitCode> 
             cargo::run(command.args(["bench", "--workspace", "--benches", "--"]).args(filter))?;
         }
         Bench::Peers(options) => return peers::run(repository, options),
+        Bench::Privacy { python } => return privacy::run(repository, python.as_deref()),
         Bench::Scale(options) => scale::run(repository, options)?,
     }
     Ok(ExitCode::SUCCESS)

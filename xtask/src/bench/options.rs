@@ -11,6 +11,11 @@ pub(crate) enum Bench {
     },
     Peers(Peers),
     Scale(Scale),
+    /// One private step beside Opacus'.
+    Privacy {
+        /// Python with torch and opacus.
+        python: Option<PathBuf>,
+    },
 }
 
 /// `bench peers`.
@@ -45,13 +50,14 @@ const MODELS: [&str; 2] = ["small-cnn", "2nn"];
 /// Parses the arguments after `bench`. The error is one line.
 pub(crate) fn parse(arguments: &[String]) -> Result<Bench, String> {
     let Some((name, rest)) = arguments.split_first() else {
-        return Err("`bench` needs peers, engine or scale".to_owned());
+        return Err("`bench` needs peers, engine, privacy or scale".to_owned());
     };
     match name.as_str() {
         "engine" => Ok(Bench::Engine { filter: rest.to_vec() }),
         "peers" => peers(rest),
+        "privacy" => privacy(rest),
         "scale" => scale(rest),
-        other => Err(format!("`bench` takes peers, engine or scale, not `{other}`")),
+        other => Err(format!("`bench` takes peers, engine, privacy or scale, not `{other}`")),
     }
 }
 
@@ -89,6 +95,18 @@ fn scale(arguments: &[String]) -> Result<Bench, String> {
     Ok(Bench::Scale(scale))
 }
 
+fn privacy(arguments: &[String]) -> Result<Bench, String> {
+    let mut python = None;
+    each(arguments, |name, value| match name {
+        "--python" => {
+            python = Some(value.into());
+            Ok(())
+        }
+        other => Err(format!("`bench privacy` does not know `{other}`")),
+    })?;
+    Ok(Bench::Privacy { python })
+}
+
 /// Calls `take` with each `--name value` or `--name=value`.
 fn each(arguments: &[String], mut take: impl FnMut(&str, &str) -> Result<(), String>) -> Result<(), String> {
     let mut rest = arguments.iter();
@@ -116,6 +134,7 @@ mod tests {
 
     #[test]
     fn options_are_read() {
+        assert_eq!(parsed("privacy --python=p"), Ok(Bench::Privacy { python: Some("p".into()) }));
         assert_eq!(parsed("engine 2nn"), Ok(Bench::Engine { filter: vec!["2nn".to_owned()] }));
         let Ok(Bench::Peers(peers)) = parsed("peers --repeats 5 --rounds=4 --model 2nn") else { panic!() };
         assert_eq!((peers.repeats, peers.rounds, peers.models), (5, 4, vec!["2nn".to_owned()]));
@@ -128,7 +147,8 @@ mod tests {
     #[test]
     fn what_is_not_understood_is_named() {
         for (line, named) in [
-            ("", "needs peers, engine or scale"),
+            ("", "needs peers, engine, privacy or scale"),
+            ("privacy --rounds 3", "`--rounds`"),
             ("all", "`all`"),
             ("peers --rounds 2", "a number from 3, not `2`"),
             ("peers --repeats", "`--repeats` needs a value"),

@@ -91,12 +91,22 @@ pub(super) fn run(repository: &Path, options: &Peers) -> anyhow::Result<ExitCode
     Ok(ExitCode::SUCCESS)
 }
 
+/// The folder that the variable `name` names.
+pub(super) fn folder(name: &str, what: &str) -> Result<PathBuf, String> {
+    let folder =
+        std::env::var_os(name).map(PathBuf::from).ok_or_else(|| format!("{name} names no {what}"))?;
+    if folder.is_dir() { Ok(folder) } else { Err(format!("{name}={}: is no folder", folder.display())) }
+}
+
+/// Python with the peers' packages: the user's choice, or the environment's.
+pub(super) fn python(option: Option<&Path>) -> Result<PathBuf, String> {
+    let python = option.map(PathBuf::from);
+    python.or_else(|| std::env::var_os("TRIBUTARY_PEERS_PYTHON").map(PathBuf::from)).ok_or_else(|| {
+        "neither --python nor TRIBUTARY_PEERS_PYTHON names a Python with the peers' packages".to_owned()
+    })
+}
+
 fn find(options: &Peers) -> Result<Place, String> {
-    let folder = |name: &str, what: &str| {
-        let folder =
-            std::env::var_os(name).map(PathBuf::from).ok_or_else(|| format!("{name} names no {what}"))?;
-        if folder.is_dir() { Ok(folder) } else { Err(format!("{name}={}: is no folder", folder.display())) }
-    };
     let scripts = folder("TRIBUTARY_PEERS", "folder with the peers' scripts")?;
     if let Some(missing) = PEERS.iter().find(|peer| !scripts.join(peer.script).is_file()) {
         return Err(format!("{} is not in {}", missing.script, scripts.display()));
@@ -105,10 +115,7 @@ fn find(options: &Peers) -> Result<Place, String> {
     if !data.join("mnist").is_dir() {
         return Err(format!("{} has no folder mnist", data.display()));
     }
-    let python =
-        options.python.clone().or_else(|| std::env::var_os("TRIBUTARY_PEERS_PYTHON").map(PathBuf::from));
-    let python = python
-        .ok_or("neither --python nor TRIBUTARY_PEERS_PYTHON names a Python with the peers' packages")?;
+    let python = python(options.python.as_deref())?;
     if !cargo::answers(&python.to_string_lossy(), &["-c", "import torch, pfl, flwr"]) {
         return Err(format!("{} cannot import torch, pfl and flwr", python.display()));
     }

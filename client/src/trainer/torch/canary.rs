@@ -12,6 +12,8 @@ use rand_distr::{Distribution, StandardNormal};
 use tch::TchError;
 
 use tributary_common::job::{Clipping, PrivacyUnit};
+use tributary_common::privacy::Event;
+use tributary_common::privacy::canary::step_score;
 use tributary_common::privacy::noise::SecretRng;
 
 use super::TorchTrainer;
@@ -156,17 +158,16 @@ impl Audit {
         })
     }
 
-    /// Scores the steps that wait. For a projection y in clip norms, a canary that is in the data with certainty
-    /// adds 1 with probability q: the likelihood ratio is 1 − q + q·exp((2y − 1)/(2σ²)).
+    /// Scores the steps that wait, from projections in clip norms.
     fn project(&mut self) -> Result<(), TchError> {
         let (rate, multiplier, clip_norm) = self.mechanism;
+        let event = Event::gaussian(rate, multiplier, 1);
         self.projecting.run()?;
         let canaries = self.scores.len().max(1);
         for row in self.projections.values().chunks_exact(canaries).take(self.waiting) {
             for (score, value) in self.scores.iter_mut().zip(row) {
                 let y = f64::from(*value) / (LENGTH * clip_norm * clip_norm);
-                let ratio = ((2.0 * y - 1.0) / (2.0 * multiplier * multiplier)).exp();
-                *score += (1.0 - rate + rate * ratio).ln();
+                *score += step_score(&event, y).unwrap_or_default();
             }
         }
         self.waiting = 0;

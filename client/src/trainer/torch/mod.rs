@@ -6,6 +6,7 @@
 mod canary;
 mod convolution;
 mod elementwise;
+mod embedding;
 mod linear;
 mod loss;
 mod memory;

@@ -13,6 +13,7 @@ use tributary_common::model::{Layer, Layout};
 
 use super::convolution::{self, Convolution, Image};
 use super::elementwise;
+use super::embedding::Embedding;
 use super::linear::{self, Linear, Target};
 use super::loss;
 use super::normalisation::{GroupNorm, Moments};
@@ -29,6 +30,7 @@ enum Stage {
     Linear(Linear),
     Convolution(Convolution),
     GroupNorm(GroupNorm),
+    Embedding(Embedding),
     MaxPool(Pool),
     AveragePool(Pool),
     /// Images to flat rows in PyTorch's order.
@@ -124,8 +126,12 @@ impl Network {
         let mut compiler = Compiler { layout, stages: Vec::new(), sizes: vec![input.values()] };
         let (logits, shape) = compiler.layers(layers, 0, input)?;
         let Compiler { stages, sizes, .. } = compiler;
-        let has_parameters =
-            |stage: &Stage| matches!(stage, Stage::Linear(_) | Stage::Convolution(_) | Stage::GroupNorm(_));
+        let has_parameters = |stage: &Stage| {
+            matches!(
+                stage,
+                Stage::Linear(_) | Stage::Convolution(_) | Stage::GroupNorm(_) | Stage::Embedding(_)
+            )
+        };
         let first = stages.iter().position(has_parameters).unwrap_or(stages.len());
         let slots = Slots::new(&sizes, 0, false)?;
         let classes = shape.values();
@@ -212,6 +218,7 @@ impl Network {
                 (Stage::GroupNorm(layer), Kept::Moments(moments)) => {
                     layer.forward(moments, slots, parameters, examples);
                 }
+                (Stage::Embedding(layer), _) => layer.forward(slots, parameters, examples),
                 (Stage::MaxPool(pool), Kept::Chosen(chosen)) => pool.forward_maximum(slots, examples, chosen),
                 (Stage::AveragePool(pool), _) => pool.forward_mean(slots, examples),
                 (Stage::Flatten { from, into, image }, _) => {
@@ -270,6 +277,7 @@ impl Network {
                 (Stage::GroupNorm(layer), Kept::Moments(moments)) => {
                     layer.backward(moments, slots, parameters, target, examples);
                 }
+                (Stage::Embedding(layer), _) => layer.backward(slots, parameters, target, examples),
                 (Stage::MaxPool(pool), Kept::Chosen(chosen)) => {
                     pool.backward_maximum(slots, examples, chosen)
                 }
@@ -319,6 +327,7 @@ impl Network {
         for (stage, kept) in self.stages.iter().zip(kept) {
             match (stage, kept) {
                 (Stage::Linear(layer), _) => layer.add_squares(&self.slots, squares),
+                (Stage::Embedding(layer), _) => layer.add_squares(&self.slots, squares),
                 (Stage::Convolution(layer), Kept::Convolution(bound)) => layer.add_squares(bound, squares),
                 (Stage::GroupNorm(layer), Kept::Moments(moments)) => layer.add_squares(moments, squares),
                 _ => {}
@@ -343,6 +352,7 @@ impl Network {
                 (Stage::Convolution(layer), Kept::Convolution(bound)) => {
                     layer.add_clipped(bound, slots, parameters, factors)?;
                 }
+                (Stage::Embedding(layer), _) => layer.add_clipped(slots, parameters, factors),
                 (Stage::GroupNorm(layer), Kept::Moments(moments)) => {
                     layer.add_clipped(moments, parameters, factors);
                 }
@@ -453,6 +463,26 @@ impl Compiler<'_> {
                 self.stages.push(Stage::GroupNorm(layer));
                 Ok((output, shape))
             }
+            Layer::LayerNorm { name, features } => {
+                if shape != Shape::Flat(*features) {
+                    return Err(misfit());
+                }
+                // One group of all the channels of an image of one pixel.
+                let image = Image { height: 1, width: 1, channels: *features };
+                let output = self.slot(*features);
+                let (weight, bias) = (self.range(name, "weight")?, self.range(name, "bias")?);
+                let layer = GroupNorm { input: slot, output, weight, bias, image, groups: 1 };
+                self.stages.push(Stage::GroupNorm(layer));
+                Ok((output, shape))
+            }
+            Layer::Embedding { name, vocabulary, width } => {
+                let Shape::Flat(tokens) = shape else { return Err(misfit()) };
+                let output = self.slot(tokens * width);
+                let (weight, vocabulary, width) = (self.range(name, "weight")?, *vocabulary, *width);
+                let layer = Embedding { input: slot, output, weight, tokens, vocabulary, width };
+                self.stages.push(Stage::Embedding(layer));
+                Ok((output, Shape::Flat(tokens * width)))
+            }
             Layer::MaxPool { size, stride } => {
                 self.pool(slot, shape, (*size, *size), *stride, Stage::MaxPool)
             }
@@ -501,6 +531,7 @@ impl Compiler<'_> {
             Stage::Linear(layer) => layer.input == slot,
             Stage::Convolution(layer) => layer.input == slot,
             Stage::GroupNorm(layer) => layer.input == slot,
+            Stage::Embedding(layer) => layer.input == slot,
             _ => false,
         };
         if self.stages.iter().any(needs) { self.copy(slot, shape) } else { slot }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use tributary_common::job::{Algorithm, Job, Mechanism as Where, MetricsRelease, PrivacyUnit};
 
 use super::super::reference::{self, GO};
-use super::super::tests::{bits, relative_error, sequences, sequential};
+use super::super::tests::{bits, relative_error, sequences, sequential, words};
 use super::super::threads;
 use super::*;
 use crate::trainer::tests::{blobs, every_architecture, job, task};
@@ -117,9 +117,11 @@ fn middle(gradients: &[Vec<f64>]) -> f64 {
 /// pitfall 3: a mean's slopes would clip nothing here, and the sum would be too small.
 #[test]
 fn clipped_sums_are_those_of_a_naive_loop_in_every_network_and_way() {
-    for job in every_architecture().into_iter().chain(sequences()) {
+    let with_blobs = |job: Job| (blobs(&job.model, 9, 0.8), job);
+    let jobs = every_architecture().into_iter().chain(sequences()).map(with_blobs);
+    let (job, shard) = words();
+    for (shard, job) in jobs.chain([(shard, job)]) {
         let name = format!("{:?}", job.model);
-        let shard = blobs(&job.model, 9, 0.8);
         let task = task(job, "a");
         let gradients = single_gradients(&task, &shard);
         let clip_norm = middle(&gradients);
@@ -250,6 +252,22 @@ fn rows_without_numbers_and_labels_without_class_add_nothing() {
     }
 }
 
+#[test]
+fn a_word_that_is_none_adds_nothing_in_private_and_shows_without() {
+    let (job, shard) = words();
+    let task = task(job, "a");
+    for word in [20.0, -1.0, 0.5, f32::NAN, f32::INFINITY] {
+        let mut spoilt = Split::clone(&shard.examples);
+        spoilt.features[9 * 3 + 4] = word;
+        let spoilt = Shard::whole(Arc::new(spoilt));
+        let (expected, _) = clipped_sum(&task, &privacy(), &shard, &[0, 2, 4], How::default());
+        let (found, _) = clipped_sum(&task, &privacy(), &spoilt, &[0, 2, 3, 4], How::default());
+        assert!(relative_error(&found, &expected) < 1e-6);
+        let refused = TorchTrainer::new().train(&task, &spoilt, &GO).unwrap_err();
+        assert!(matches!(refused, TrainError::Diverged { .. }), "{refused:?}");
+    }
+}
+
 /// What a training released, step by step.
 #[derive(Default)]
 struct Seen {
@@ -370,6 +388,18 @@ fn the_same_training_again_has_other_noise() {
     let task = declaring(job, 10);
     let first = train(&task, &shard);
     assert_ne!(bits(&first.delta), bits(&train(&task, &shard).delta));
+}
+
+/// Repeatable noise exists for experiments alone.
+#[cfg(feature = "seeded-noise")]
+#[test]
+fn seeded_noise_repeats_a_training() {
+    let job = private(job("logistic", &[3], 2), privacy(), 5, 0.5);
+    let shard = blobs(&job.model, 20, 0.5);
+    let task = declaring(job, 20);
+    let with = |seed| TorchTrainer::with_seeded_noise(seed).train(&task, &shard, &GO).unwrap().delta;
+    assert_eq!(bits(&with(1)), bits(&with(1)));
+    assert_ne!(bits(&with(1)), bits(&with(2)));
 }
 
 /// The update rule after the noise: momentum, decay and the proximal term see the noised gradient alone.

@@ -67,6 +67,15 @@ impl Reference<'_> {
                 let (weight, bias) = (self.of(name, "weight"), self.of(name, "bias"));
                 x.group_norm(*groups as i64, Some(weight), Some(bias), 1e-5, false)
             }
+            Layer::LayerNorm { name, features } => {
+                let (weight, bias) = (self.of(name, "weight"), self.of(name, "bias"));
+                x.layer_norm([*features as i64], Some(weight), Some(bias), 1e-5, false)
+            }
+            Layer::Embedding { name, .. } => {
+                let rows =
+                    Tensor::embedding(self.of(name, "weight"), &x.to_kind(Kind::Int64), -1, false, false);
+                rows.flatten(1, -1)
+            }
             Layer::Relu => x.relu(),
             Layer::Tanh => x.tanh(),
             Layer::MaxPool { size, stride } => {

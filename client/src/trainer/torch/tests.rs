@@ -37,7 +37,17 @@ pub(super) fn sequences() -> Vec<Job> {
         jobs.push(sequential(&[2, 9, 8], 5, &layers));
     }
     jobs.push(sequential(&[3], 2, r#"["relu", { linear = 4 }, "tanh", "tanh", { linear = 2 }]"#));
+    jobs.push(sequential(&[7], 3, r#"["layer-norm", { linear = 6 }, "layer-norm", "tanh", { linear = 3 }]"#));
     jobs
+}
+
+/// A network over words, and 9 examples of nine out of 20 words, some of them twice.
+pub(super) fn words() -> (Job, Shard) {
+    let layers = r#"[{ embedding = { vocabulary = 20, width = 4 } }, "layer-norm", { linear = 5 }, "relu", { linear = 3 }]"#;
+    let job = sequential(&[9], 3, layers);
+    let mut split = Split::clone(&blobs(&job.model, 9, 0.5).examples);
+    split.features.iter_mut().enumerate().for_each(|(at, word)| *word = (at * at % 19 + at % 2) as f32);
+    (job, Shard::whole(Arc::new(split)))
 }
 
 pub(super) fn sequential(inputs: &[usize], classes: usize, layers: &str) -> Job {
@@ -65,9 +75,11 @@ pub(super) fn relative_error(found: &[f64], expected: &[f64]) -> f64 {
 #[test]
 fn every_gradient_is_autograds() {
     threads::one_intra_op_thread();
-    for job in every_architecture().into_iter().chain(sequences()) {
+    let with_blobs = |job: Job| (blobs(&job.model, 7, 0.5), job);
+    let jobs = every_architecture().into_iter().chain(sequences()).map(with_blobs);
+    let (job, shard) = words();
+    for (shard, job) in jobs.chain([(shard, job)]) {
         let name = format!("{:?}", job.model);
-        let shard = blobs(&job.model, 7, 0.5);
         let task = task(job, "a");
         let (layout, network) = (task.job.layout().unwrap(), task.job.model.network().unwrap());
         let labels = &shard.examples.labels;
