@@ -161,6 +161,23 @@ struct RunArguments {
     /// What trains: for tests of everything else.
     #[arg(long, value_enum, default_value_t, hide = true)]
     trainer: TrainerKind,
+    /// Noise that can be repeated, for experiments: the run is not private, and says so.
+    #[cfg(feature = "seeded-noise")]
+    #[arg(long, value_name = "N")]
+    seeded_noise: Option<u64>,
+}
+
+impl RunArguments {
+    /// The trainer, its name, and whether its noise is drawn from secret bits.
+    fn trainer(&self) -> (MakeTrainer, &'static str, bool) {
+        #[cfg(feature = "seeded-noise")]
+        if let Some(seed) = self.seeded_noise {
+            let make = move || Ok(Box::new(TorchTrainer::with_seeded_noise(seed)) as Box<dyn Trainer>);
+            return (Arc::new(make), "libtorch 2.13.0 with noise that can be repeated: not private", false);
+        }
+        let (make, name) = trainer(self.trainer);
+        (make, name, self.trainer == TrainerKind::Torch)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
@@ -258,12 +275,9 @@ fn run(arguments: &RunArguments, out: &mut dyn Write) -> Result<(), End> {
     let session = Session::new(&scenario, federation).map_err(unusable)?;
 
     let workers = arguments.workers.map_or_else(cores, NonZeroUsize::get);
-    let (trainer, trainer_name) = trainer(arguments.trainer);
+    let (trainer, trainer_name, has_secret_noise) = arguments.trainer();
     let job = Arc::new(scenario.job.clone());
-    let progress = match arguments.trainer {
-        TrainerKind::Arithmetic => Progress::without_noise(&job),
-        TrainerKind::Torch => Progress::of(&job),
-    };
+    let progress = if has_secret_noise { Progress::of(&job) } else { Progress::without_noise(&job) };
     let mut follower = Follower::new(arguments.format, progress, out);
     follower.watch_for(arguments.target_accuracy);
     if arguments.format == Format::Human {
@@ -271,7 +285,6 @@ fn run(arguments: &RunArguments, out: &mut dyn Write) -> Result<(), End> {
     }
     let stop = interruptible().map_err(failed)?;
     let transport = arguments.transport;
-    let has_secret_noise = arguments.trainer == TrainerKind::Torch;
     let settings =
         Settings { initial, imposed, transport, has_secret_noise, ..Settings::new(workers, trainer) };
     let ended = session.run(settings, trainer_name, target, follower, &stop, &mut |_| {}).map_err(failed)?;

@@ -61,6 +61,8 @@ impl<'a> Session<'a> {
     pub(crate) fn new(scenario: &'a Scenario, federation: Federation) -> Result<Self, ScenarioError> {
         let path = || scenario.path.clone();
         let layout = scenario.job.layout().map_err(|error| ScenarioError::Job { path: path(), error })?;
+        // A job that costs more than it says is not begun.
+        scenario.job.guarantee().map_err(|error| ScenarioError::Job { path: path(), error })?;
         let scenario_toml = scenario.to_toml()?;
         let spread = Spread::of(&federation);
         Ok(Self { scenario, scenario_toml, layout, federation, spread })

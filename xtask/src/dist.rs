@@ -24,7 +24,7 @@ struct Role {
     examples: Option<&'static str>,
 }
 
-const ROLES: [Role; 3] = [
+const ROLES: [Role; 4] = [
     Role {
         name: "server",
         package: "tributary-server",
@@ -45,6 +45,13 @@ const ROLES: [Role; 3] = [
         binary: "tributary-sim",
         links_libtorch: true,
         examples: Some("jobs"),
+    },
+    Role {
+        name: "audit",
+        package: "tributary-audit",
+        binary: "tributary-audit",
+        links_libtorch: false,
+        examples: None,
     },
 ];
 

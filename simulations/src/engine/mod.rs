@@ -31,7 +31,8 @@ use tributary_common::digest::Digest;
 use tributary_common::ids::{NodeName, RunId};
 use tributary_common::job::{Job, JobError};
 use tributary_common::model::{self, Parameters};
-use tributary_common::privacy::noise;
+use tributary_common::privacy::release::{Protection, Release as ReleaseKind};
+use tributary_common::privacy::{counts, noise};
 use tributary_common::record::{Metrics, Reason, RunEvent, RunState};
 use tributary_common::time::Time;
 use tributary_server::round::{self, ImposedSets};
@@ -431,7 +432,18 @@ impl Simulation<'_> {
             });
             return Some(Input::Trained { key, result });
         }
-        let result = sum(outcomes).map_err(|detail| {
+        // As a node does: what is told of a client's own examples is noised where the job says so.
+        let noise = match ReleaseKind::Metrics.protection(&self.job, node.machine.public_test()) {
+            Protection::Noise => self.job.privacy.as_ref().and_then(|privacy| privacy.metrics_noise),
+            _ => None,
+        };
+        let noised = |metrics: Metrics| match noise {
+            Some(deviation) => {
+                counts::noised(&metrics, self.job.model.classes, deviation).map_err(|error| error.to_string())
+            }
+            None => Ok(metrics),
+        };
+        let result = sum(outcomes).and_then(noised).map_err(|detail| {
             if let Some(client) = self.population.name(index) {
                 (self.observe)(Observation::EvaluationFailed { client, detail: &detail });
             }

@@ -400,6 +400,10 @@ fn seeded_noise_repeats_a_training() {
     let with = |seed| TorchTrainer::with_seeded_noise(seed).train(&task, &shard, &GO).unwrap().delta;
     assert_eq!(bits(&with(1)), bits(&with(1)));
     assert_ne!(bits(&with(1)), bits(&with(2)));
+    // pitfall 11: no two clients and no two rounds have the same noise.
+    let other = Task { round: 2, ..task.clone() };
+    let again = TorchTrainer::with_seeded_noise(1).train(&other, &shard, &GO).unwrap().delta;
+    assert_ne!(bits(&with(1)), bits(&again));
 }
 
 /// The update rule after the noise: momentum, decay and the proximal term see the noised gradient alone.
