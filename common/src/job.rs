@@ -638,6 +638,13 @@ mod tests {
         assert_eq!(job.events(30)[0].count, 300);
         assert!(with(&[]).unwrap().events(30).is_empty());
 
+        let promised = job.guarantee().unwrap().unwrap();
+        assert!(promised.epsilon > 2.0 && promised.epsilon < 3.0 && promised.delta == 1e-5, "{promised:?}");
+        let tight = with(&[&PRIVATE[..], &["privacy.max_epsilon=2.0"]].concat()).unwrap();
+        let error = tight.guarantee().unwrap_err().to_string();
+        assert!(error.contains("more than max_epsilon = 2") && error.contains("δ = 0.00001"), "{error}");
+        assert_eq!(with(&[]).unwrap().guarantee(), Ok(None));
+
         // Correction 15: nobody's absence from a cohort is a secret.
         let [event] = with(&CLIENT).unwrap().round_events()[..] else { panic!() };
         assert_eq!((event.sampling_rate, event.count), (1.0, 1));

@@ -232,6 +232,21 @@ impl Admin for AdminService {
         Ok(Response::new(wire::RevokeNodeResponse {}))
     }
 
+    async fn accept_ledger(
+        &self,
+        request: Request<wire::AcceptLedgerRequest>,
+    ) -> Result<Response<wire::AcceptLedgerResponse>, Status> {
+        let node = node_name("node", &request.get_ref().node)?;
+        let store = self.driver.store().clone();
+        let accept = move || match store.node(&node)? {
+            // No head at all: the next one that the node shows begins anew. Those before are in the runs' ledgers.
+            Some(_) => store.put_ledger_head(&node, &[]),
+            None => Err(StoreError::Missing { what: "node", name: node.to_string() }),
+        };
+        blocking(accept).await?.map_err(store_status)?;
+        Ok(Response::new(wire::AcceptLedgerResponse {}))
+    }
+
     async fn submit_run(
         &self,
         request: Request<Streaming<wire::SubmitPart>>,

@@ -85,6 +85,11 @@ pub(super) async fn nodes(command: NodesCommand) -> Result<ExitCode, Failure> {
             let nodes = open(&config).await?.list_nodes(wire::ListNodesRequest {}).await?.into_inner().nodes;
             print(&show::nodes(format.format, &nodes))?;
         }
+        NodesCommand::AcceptLedger { name, config } => {
+            let request = wire::AcceptLedgerRequest { node: name.to_string() };
+            open(&config).await?.accept_ledger(request).await?;
+            print(&format!("the next ledger head of {name} begins anew\n"))?;
+        }
         NodesCommand::Revoke { name, config } => {
             let request = wire::RevokeNodeRequest { node: name.to_string() };
             open(&config).await?.revoke_node(request).await?;

@@ -128,6 +128,14 @@ enum NodesCommand {
         #[command(flatten)]
         config: ConfigArg,
     },
+    /// Accept the ledger of a node that lost records, such as after a restore from a backup: forget the head that it
+    /// showed before. Ask its operator first; both heads stay in the runs' ledgers, and an auditor sees them.
+    AcceptLedger {
+        /// The node's name.
+        name: NodeName,
+        #[command(flatten)]
+        config: ConfigArg,
+    },
     /// Revoke a node: its connections end at once, and it can come back only with a new token.
     Revoke {
         /// The node's name.

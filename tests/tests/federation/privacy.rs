@@ -232,6 +232,16 @@ fn a_restored_backup_of_a_node_is_detected_and_halts_its_account() {
     let restored = reading(&config);
     assert!(restored["epsilon_spent"].as_f64().unwrap() >= truth, "{restored}");
     assert_eq!(restored["restored"], true);
+
+    // The coordinator does not take the shorter ledger by itself either.
+    let mut node = start(&config, &[]);
+    assert_eq!(node.wait(), Some(1), "{}", node.output());
+    assert!(node.output().contains("does not continue the head"), "{}", node.output());
+    coordinator.admin(&["nodes", "accept-ledger", "restored"]);
+    let mut node = start(&config, &[]);
+    node.wait_for("connected to", 1);
+    node.terminate();
+    assert_eq!(node.wait(), Some(0), "{}", node.output());
 }
 
 #[test]
