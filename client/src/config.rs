@@ -147,6 +147,8 @@ const SHARE: Schema = Schema {
 /// A node's examples in memory.
 #[derive(Debug, Clone)]
 pub struct NodeData {
+    /// Where they come from: one name for one file, however the configuration spells it.
+    pub source: String,
     /// Shape of one example.
     pub example_shape: Vec<usize>,
     /// Classes of the whole data set.
@@ -273,7 +275,12 @@ impl NodeConfig {
                 train.units()
             );
         }
-        Ok(NodeData { example_shape, classes, train, test, declared_examples })
+        let path = self.data.path.as_ref().map(|path| folder_of(config_path).join(path));
+        let source = match path {
+            Some(path) => path.canonicalize().unwrap_or(path).display().to_string(),
+            None => "generated".to_owned(),
+        };
+        Ok(NodeData { source, example_shape, classes, train, test, declared_examples })
     }
 
     /// What the node's machine knows of it.

@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::io::Write;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc as thread_mpsc;
@@ -274,8 +273,7 @@ pub(crate) fn open_account(
         key_pem: &credentials.key_pem,
         authority_der: &authority.contents,
     };
-    let path = config.data.path.as_deref().unwrap_or(Path::new("generated")).display().to_string();
-    let source = account::Source { data: data.digest(), path: &path, grouped: data.is_grouped() };
+    let source = account::Source { data: data.digest(), path: &data.source, grouped: data.is_grouped() };
     let account = Account::open(&config.dir, parties, &config.account, source, now)?;
     tracing::info!("{}", account.describe());
     Ok(account)

@@ -9,6 +9,7 @@ use tributary_common::ids::{NodeName, RunId};
 use tributary_common::job::{Job, JobError, Mechanism};
 use tributary_common::ledger::book::{BookError, RunBook};
 use tributary_common::ledger::head::{LedgerKey, SignedHead};
+use tributary_common::ledger::hex::Hex;
 use tributary_common::ledger::record::{Claim, CoordinatorId, JobKey, Participant};
 use tributary_common::ledger::run::RunOpening;
 use tributary_common::record::{EvaluationRecord, Metrics, Participation, RoundOutcome, RoundRecord};
@@ -59,21 +60,7 @@ impl Ledgers {
     /// # Errors
     /// [`LedgerError`].
     pub fn open(&self, run: RunId, job: &Job, job_toml: &str, now: Time) -> Result<Ledger, LedgerError> {
-        let mut book = self.book(run, now)?;
-        let guarantee = job.guarantee()?;
-        let privacy = job.privacy.as_ref();
-        let opening = RunOpening {
-            key: JobKey { coordinator: self.coordinator, run },
-            job: Digest::of(job_toml.as_bytes()),
-            // A node's rows may be grouped: that is its own account's affair.
-            unit: privacy.map(|privacy| privacy.unit(false)),
-            mechanism: privacy.map_or("none", |privacy| privacy.mechanism.name()).into(),
-            rounds: job.rounds,
-            events: job.round_events(),
-            claim: guarantee.map(Claim::from),
-        };
-        book.open_run(opening, now)?;
-        Ok(Ledger(book))
+        Ledger::begin(self.book(run, now)?, self.coordinator, run, job, job_toml, now)
     }
 
     fn book(&self, run: RunId, now: Time) -> Result<RunBook, LedgerError> {
@@ -99,6 +86,42 @@ impl Ledgers {
 pub struct Ledger(RunBook);
 
 impl Ledger {
+    /// The ledger of a simulated run, in memory: what a coordinator's would say. Its key is made for it and forgotten.
+    ///
+    /// # Errors
+    /// [`LedgerError`].
+    pub fn in_memory(run: RunId, job: &Job, job_toml: &str, now: Time) -> Result<Self, LedgerError> {
+        let seed = Hex::random().map_err(BookError::Random)?;
+        let key = LedgerKey::from_seed(seed.0);
+        let coordinator = CoordinatorId::of(&key.public().0.0);
+        let book = RunBook::in_memory(&NodeName::literal("simulator"), key, now)?;
+        Self::begin(book, coordinator, run, job, job_toml, now)
+    }
+
+    fn begin(
+        mut book: RunBook,
+        coordinator: CoordinatorId,
+        run: RunId,
+        job: &Job,
+        job_toml: &str,
+        now: Time,
+    ) -> Result<Self, LedgerError> {
+        let guarantee = job.guarantee()?;
+        let privacy = job.privacy.as_ref();
+        let opening = RunOpening {
+            key: JobKey { coordinator, run },
+            job: Digest::of(job_toml.as_bytes()),
+            // A node's rows may be grouped: that is its own account's affair.
+            unit: privacy.map(|privacy| privacy.unit(false)),
+            mechanism: privacy.map_or("none", |privacy| privacy.mechanism.name()).into(),
+            rounds: job.rounds,
+            events: job.round_events(),
+            claim: guarantee.map(Claim::from),
+        };
+        book.open_run(opening, now)?;
+        Ok(Ledger(book))
+    }
+
     /// Takes what the store has and the ledger has not: a crash came between the two.
     ///
     /// # Errors

@@ -203,6 +203,7 @@ impl Ended<'_> {
             layout: &layout,
             model: &finished.model,
             report: &html,
+            ledger: finished.ledger.as_deref(),
         })?)
     }
 

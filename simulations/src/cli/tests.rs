@@ -225,3 +225,56 @@ fn the_command_line_is_consistent() {
     use clap::CommandFactory as _;
     Cli::command().debug_assert();
 }
+
+#[test]
+fn a_private_run_says_its_epsilon_and_leaves_a_ledger_that_an_auditor_finds_sound() {
+    let folder = tempfile::tempdir().unwrap();
+    let scenario = folder.path().join("private.toml");
+    let text_of = "[job]\nname = 'private'\nseed = 1\nrounds = 2\n\
+        [job.model]\narchitecture = 'logistic'\ninputs = [784]\nclasses = 10\n\
+        [job.train]\nalgorithm = 'fedavg'\nlearning_rate = 0.5\nlocal_steps = 3\nsampling_rate = 0.2\n\
+        [job.cohort]\nsize = 3\n\
+        [job.privacy]\nunit = 'example'\nmechanism = 'dp-sgd'\nnoise_multiplier = 2.0\nclip_norm = 1.0\ndelta = 1e-5\n\
+        max_epsilon = 3.0\n\
+        [population]\nclients = 3\n\
+        [data]\nsource = 'synthetic'\nexamples = 90\ntest_examples = 30\ndeclared_examples = 30\npublic_test = true\n";
+    std::fs::write(&scenario, text_of).unwrap();
+    let (scenario, out) = (text(&scenario), text(&folder.path().join("out")));
+    let run = |more: &[&str]| {
+        let printed = command(&[&["run", &scenario, "--format", "json", "--out", &out], more].concat())?;
+        Ok(printed.lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<Value>>())
+    };
+    let lines: Vec<Value> = run(&[]).unwrap();
+    let epsilon = |line: &Value| line["epsilon"].as_f64().unwrap();
+    assert!(epsilon(&lines[0]) > 0.1 && epsilon(&lines[1]) > epsilon(&lines[0]));
+    assert_eq!(epsilon(&lines[2]), epsilon(&lines[1]), "{lines:?}");
+    assert!(lines[1]["accuracy"].is_number(), "the test images are public: {lines:?}");
+    assert_eq!(lines[2].get("not_private"), None);
+    let ledger = std::fs::read(Path::new(&out).join("ledger.jsonl")).unwrap();
+    let verified = tributary_common::ledger::verify::verify(&ledger, &Default::default());
+    assert!(verified.is_sound(), "{:?}", verified.findings().collect::<Vec<_>>());
+    let report = std::fs::read_to_string(Path::new(&out).join("report.html")).unwrap();
+    assert!(report.contains("one example") && report.contains("noise multiplier 2"));
+
+    // Two runs are never the same: their noise is secret.
+    let again: Vec<Value> = run(&[]).unwrap();
+    assert_ne!(again[2]["model_digest"], lines[2]["model_digest"]);
+    // The stand-in adds no noise, and says so.
+    let stand_in: Vec<Value> = run(&["--trainer", "arithmetic"]).unwrap();
+    assert_eq!((&stand_in[2]["epsilon"], &stand_in[2]["not_private"]), (&Value::Null, &Value::Bool(true)));
+    assert!(!Path::new(&out).join("ledger.jsonl").exists());
+
+    // Correction 2: without a public split, nothing is told of anybody's examples.
+    let silent: Vec<Value> = run(&["--set", "data.public_test=false"]).unwrap();
+    assert!(silent[1]["accuracy"].is_null() && silent[1]["loss"].is_null(), "{silent:?}");
+
+    let refused = |more: &[&str], words: &str| {
+        let (code, message): (u8, String) = run(more).unwrap_err();
+        assert!(code == 2 && message.contains(words), "{message}");
+    };
+    refused(&["--set", "privacy.max_epsilon=0.5"], "more than max_epsilon = 0.5");
+    refused(&["--set", "population.samples_per_client=10"], "twice");
+    let undeclared = std::fs::read_to_string(&scenario).unwrap().replace("declared_examples = 30\n", "");
+    std::fs::write(&scenario, undeclared).unwrap();
+    refused(&[], "declared_examples");
+}

@@ -35,6 +35,7 @@ use tributary_common::privacy::release::{Protection, Release as ReleaseKind};
 use tributary_common::privacy::{counts, noise};
 use tributary_common::record::{Metrics, Reason, RunEvent, RunState};
 use tributary_common::time::Time;
+use tributary_server::ledger::{Ledger, LedgerError};
 use tributary_server::round::{self, ImposedSets};
 use tributary_server::run::{Outgoing, Payload, Rule, Run, RunError, Update};
 use tributary_server::store::{MemoryStore, Store, StoreError};
@@ -75,6 +76,9 @@ pub enum SimulationError {
     /// The imposed record does not fit the scenario.
     #[error("the replayed record does not fit: {0}")]
     Replay(String),
+    /// The run's ledger.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
     /// A message did not survive its encoding.
     #[error("a message did not cross the wire: {0}")]
     Wire(#[from] CrossingError),
@@ -159,6 +163,8 @@ pub struct Finished {
     pub model: Parameters,
     /// How long the real federation would have taken.
     pub timing: Timing,
+    /// The export of the run's privacy ledger, as a coordinator's would be; absent without `[privacy]`.
+    pub ledger: Option<String>,
 }
 
 /// When something ends, and its place among the events; absent while the node is not connected.
@@ -254,7 +260,12 @@ pub fn simulate(
     let pool = Pool::start(workers, &settings.trainer)?;
     let of_the_job = || Rule::OfTheJob(Box::new(noise::add_gaussian));
     let rule = settings.rule.map_or_else(of_the_job, Rule::Own);
-    let (run, outgoing) = Run::open(store, RUN, Time(0), settings.imposed, rule, None)?;
+    // Virtual time has no hours; and without secret noise there is nothing to account for.
+    let accounted = scenario.job.privacy.is_some() && settings.has_secret_noise;
+    let ledger = accounted
+        .then(|| Ledger::in_memory(RUN, &scenario.job, &scenario.job.to_toml()?, Time(0)))
+        .transpose()?;
+    let (run, outgoing) = Run::open(store, RUN, Time(0), settings.imposed, rule, ledger)?;
 
     let devices = federation.devices.clone();
     let population = Population::new(scenario, federation);
@@ -285,8 +296,10 @@ pub fn simulate(
     simulation.send(outgoing);
     simulation.gather();
     let deserted = simulation.until_over(stop)?;
+    let ledger = simulation.run.ledger().map(|ledger| ledger.export()).transpose()?;
     let Simulation { run, .. } = &simulation;
     Ok(Finished {
+        ledger,
         state: run.head().state.clone(),
         deserted,
         published: run.head().published,

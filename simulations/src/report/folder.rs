@@ -123,18 +123,22 @@ pub struct RunFolder<'a> {
     pub model: &'a [f32],
     /// The report, as HTML.
     pub report: &'a str,
+    /// The export of the run's privacy ledger, with `[privacy]`.
+    pub ledger: Option<&'a str>,
 }
 
 impl RunFolder<'_> {
     fn files(&self) -> Result<Vec<(&'static str, Vec<u8>)>, String> {
         let text = |error: &dyn std::fmt::Display| error.to_string();
-        Ok(vec![
+        let mut files = vec![
             ("job.toml", self.job.to_toml().map_err(|error| text(&error))?.into_bytes()),
             ("scenario.toml", self.scenario_toml.as_bytes().to_vec()),
             ("metrics.csv", to_csv(self.rows).map_err(|error| text(&error))?),
             ("model.safetensors", model::export(self.layout, self.model).map_err(|error| text(&error))?),
             ("report.html", self.report.as_bytes().to_vec()),
-        ])
+        ];
+        files.extend(self.ledger.map(|ledger| ("ledger.jsonl", ledger.as_bytes().to_vec())));
+        Ok(files)
     }
 }
 
@@ -413,6 +417,7 @@ mod tests {
             layout: &layout,
             model: &model,
             report,
+            ledger: None,
         })
     }
 
