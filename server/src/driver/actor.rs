@@ -22,6 +22,8 @@ use crate::store::{Store, StoreError, StoredRun};
 
 /// The thread looks at the clock at least so often, in case it is set.
 const CLOCK_CHECK: Duration = Duration::from_secs(60);
+/// Runs that ended last, of which a node that comes back is told; their messages fit into its queue.
+const ENDED_RUNS: usize = 16;
 
 /// A node with an open control stream.
 struct Node {
@@ -51,6 +53,8 @@ struct Actor {
     active: Option<Active>,
     queue: VecDeque<RunId>,
     last_submitted: Time,
+    /// The runs that ended last: a node that was away is told when it comes back.
+    ended: VecDeque<RunId>,
 }
 
 /// Opens what the store holds and starts the thread. `end` learns how the thread ended.
@@ -68,10 +72,13 @@ pub(super) fn start(
     };
     let runs = store.runs()?;
     let last_submitted = runs.iter().map(|run| run.submitted).max().unwrap_or_default();
+    let over = runs.iter().rev().filter(|run| run.head.state.is_over()).take(ENDED_RUNS);
+    let mut ended: VecDeque<RunId> = over.map(|run| run.run).collect();
+    ended.make_contiguous().reverse();
     let queue = runs.into_iter().filter(|run| !run.head.state.is_over()).map(|run| run.run).collect();
     let nodes = BTreeMap::new();
     let mut actor =
-        Actor { current, happened, store, ledgers, clock, nodes, active: None, queue, last_submitted };
+        Actor { current, happened, store, ledgers, clock, nodes, active: None, queue, last_submitted, ended };
     actor.perform(Vec::new())?;
     let timer = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(thread_error)?;
     let work = move || {
@@ -119,6 +126,9 @@ impl Actor {
                 if self.ledgers.is_some() {
                     let known = self.store.ledger_head(&node)?;
                     self.tell(&node, ToNode::KnownHead(known));
+                    for run in self.ended.clone() {
+                        self.tell(&node, ToNode::RunOver(run));
+                    }
                 }
                 self.input(Input::Connected { node, role })
             }
@@ -327,6 +337,7 @@ impl Actor {
         self.store.set_state(run, &RunState::Stopped)?;
         self.queue.retain(|queued| *queued != run);
         tracing::info!(%run, "run {run} stopped before it began or while it could not be run");
+        self.over(run);
         let event = RunEvent::Ended { state: RunState::Stopped, rounds: head.published, model: head.model };
         self.announce(run, event);
         Ok(())
@@ -452,13 +463,8 @@ impl Actor {
                 }
             }
             Outgoing::Event(event) => {
-                if self.ledgers.is_some()
-                    && let RunEvent::Ended { .. } = &*event
-                {
-                    let nodes: Vec<NodeName> = self.nodes.keys().cloned().collect();
-                    for node in nodes {
-                        self.tell(&node, ToNode::RunOver(run));
-                    }
+                if let RunEvent::Ended { .. } = &*event {
+                    self.over(run);
                 }
                 let Some(active) = &mut self.active else { return };
                 if let RunEvent::RoundEnded { record } = &*event {
@@ -480,6 +486,20 @@ impl Actor {
                     }
                 }
                 self.announce(run, *event);
+            }
+        }
+    }
+
+    /// Tells every node that a run is over: what was set aside for its rounds that never started is free.
+    fn over(&mut self, run: RunId) {
+        self.ended.push_back(run);
+        if self.ended.len() > ENDED_RUNS {
+            self.ended.pop_front();
+        }
+        if self.ledgers.is_some() {
+            let nodes: Vec<NodeName> = self.nodes.keys().cloned().collect();
+            for node in nodes {
+                self.tell(&node, ToNode::RunOver(run));
             }
         }
     }

@@ -325,3 +325,32 @@ async fn an_impossible_report_says_nothing() {
     let lines = lines(&driver, run, 1).await;
     assert!(matches!(lines[0], Line::Round { accuracy: None, .. }));
 }
+
+/// A node that was away when a run ended still learns that it is over, and gives back what it had set aside.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_comes_back_is_told_which_runs_are_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let key = tributary_common::ledger::head::LedgerKey::from_seed([7; 32]);
+    let ledgers = Ledgers::new(folder.path().join("ledgers"), key, b"authority").unwrap();
+    let (store, clock) = (memory(), Clock);
+    let starting = (store.clone(), ledgers.clone());
+    let start = move || Driver::start(starting.0, Some(starting.1), clock).unwrap();
+    let (driver, mut ending) = tokio::task::spawn_blocking(start).await.unwrap();
+    let mut early = Node::new(&driver, "early", Role::Trainer).await;
+    assert_eq!(early.next().await, ToNode::KnownHead(None));
+    let run = driver.submit(job(2, 9, ""), None).await.unwrap();
+    driver.stop(run).await.unwrap();
+    assert_eq!(early.next().await, ToNode::RunOver(run));
+    let mut late = Node::new(&driver, "late", Role::Trainer).await;
+    assert_eq!([late.next().await, late.next().await], [ToNode::KnownHead(None), ToNode::RunOver(run)]);
+    assert!(driver.export_ledger(run).await.unwrap().unwrap().contains("run-ended"));
+    driver.drain().await;
+    ending.wait().await.unwrap();
+
+    // The next coordinator on this folder knows it too.
+    let start = move || Driver::start(store, Some(ledgers), clock).unwrap();
+    let (driver, _ending) = tokio::task::spawn_blocking(start).await.unwrap();
+    let mut again = Node::new(&driver, "late", Role::Trainer).await;
+    assert_eq!([again.next().await, again.next().await], [ToNode::KnownHead(None), ToNode::RunOver(run)]);
+    driver.drain().await;
+}
