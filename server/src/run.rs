@@ -48,7 +48,7 @@ pub enum RunError {
     },
     /// The run's ledger.
     #[error(transparent)]
-    Ledger(#[from] LedgerError),
+    Ledger(Box<LedgerError>),
     /// A rule of one's own does not keep the job's promise.
     #[error("run {0}: the job's [privacy] needs the coordinator's own aggregation rule, not one of your own")]
     Rule(RunId),
@@ -60,6 +60,12 @@ pub enum RunError {
         /// Why.
         error: std::io::Error,
     },
+}
+
+impl From<LedgerError> for RunError {
+    fn from(error: LedgerError) -> Self {
+        RunError::Ledger(Box::new(error))
+    }
 }
 
 /// What must be told to others, in this order.

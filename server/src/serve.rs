@@ -98,7 +98,7 @@ pub async fn serve(config: &ServerConfig, stop: impl Future<Output = ()>) -> Res
     let starting = store.clone();
     let key = authority.ledger_key()?;
     let ledgers = Ledgers::new(config.data_dir.join("ledgers"), key, authority.certificate_der())
-        .map_err(RunError::Ledger)?;
+        .map_err(RunError::from)?;
     let (driver, mut ending) = blocking(move || Ok(Driver::start(starting, Some(ledgers), Clock)?)).await?;
     let (shutdown, shut) = watch::channel(false);
 

@@ -243,7 +243,7 @@ impl Actor {
         self.store.put_ledger_head(node, &head.to_bytes())?;
         let now = self.clock.now();
         if let Some(ledger) = self.active.as_mut().and_then(|active| active.run.ledger()) {
-            ledger.witness(node.clone(), head, now).map_err(RunError::Ledger)?;
+            ledger.witness(node.clone(), head, now).map_err(RunError::from)?;
         }
         Ok(())
     }

@@ -78,10 +78,16 @@ pub enum SimulationError {
     Replay(String),
     /// The run's ledger.
     #[error(transparent)]
-    Ledger(#[from] LedgerError),
+    Ledger(Box<LedgerError>),
     /// A message did not survive its encoding.
     #[error("a message did not cross the wire: {0}")]
     Wire(#[from] CrossingError),
+}
+
+impl From<LedgerError> for SimulationError {
+    fn from(error: LedgerError) -> Self {
+        SimulationError::Ledger(Box::new(error))
+    }
 }
 
 /// How models, updates and messages travel.
