@@ -213,7 +213,7 @@ pub struct Run {
     layout: Layout,
     model: Parameters,
     rule: Box<dyn AggregationRule>,
-    /// Absent in a simulation.
+    /// Absent in a simulation without `[privacy]`.
     ledger: Option<Ledger>,
     /// The update that is being taken in, until the machine says whether to fold it.
     arriving: Option<Contribution>,

@@ -22,7 +22,7 @@ use crate::canary::{CanaryArguments, CanaryError};
 use crate::engine::{Settings, Transport};
 use crate::follow::{Follower, Format};
 use crate::plan::Plan;
-use crate::privacy_plan::PrivacyPlan;
+use crate::privacy_plan;
 use crate::replay;
 use crate::report::{self, Target};
 use crate::scenario::{Overrides, Scenario, ScenarioError};
@@ -279,7 +279,7 @@ fn run(arguments: &RunArguments, out: &mut dyn Write) -> Result<(), End> {
     let (trainer, trainer_name, has_secret_noise) = arguments.trainer();
     let job = Arc::new(scenario.job.clone());
     let progress = if has_secret_noise { Progress::of(&job) } else { Progress::without_noise(&job) };
-    for warning in PrivacyPlan::of(&job).map_err(unusable)?.iter().flat_map(PrivacyPlan::warnings) {
+    for warning in privacy_plan::warnings(&job) {
         eprintln!("note: {warning}");
     }
     let mut follower = Follower::new(arguments.format, progress, out);

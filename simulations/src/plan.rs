@@ -9,7 +9,7 @@ use tributary_common::rng::{Purpose, Stream};
 
 use crate::engine::{Timing, duration};
 use crate::population::{Quantiles, Spread};
-use crate::privacy_plan::PrivacyPlan;
+use crate::privacy_plan::{self, PrivacyPlan};
 use crate::scenario::{Federation, Scenario, ScenarioError};
 
 /// The costs of a run. Bytes are those of models and updates; a real transport adds about one part in ten thousand.
@@ -105,7 +105,7 @@ impl Plan {
         }
         let privacy = PrivacyPlan::of(job)
             .map_err(|error| ScenarioError::Job { path: scenario.path.clone(), error })?;
-        warnings.extend(privacy.iter().flat_map(PrivacyPlan::warnings));
+        warnings.extend(privacy_plan::warnings(job));
         if federation.dataset.test.is_empty() {
             warnings.push("the data hold nothing out: there will be no accuracy on held-out examples".into());
         }

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use serde::Serialize;
-use tributary_common::job::{Job, JobError, Mechanism, PrivacyUnit};
+use tributary_common::job::{Job, JobError, PrivacyUnit};
 use tributary_common::privacy::accounting::filter::default_order;
 use tributary_common::privacy::accounting::{self, Accountant};
 
@@ -73,7 +73,6 @@ impl PrivacyPlan {
         let epsilon_rdp = at(job.rounds, Accountant::Rdp)?;
         let account_order = default_order(epsilon_rdp.max(0.01), delta).map_err(|error| invalid(&error))?;
         let spent = accounting::rdp::composed(&job.events(job.rounds), account_order);
-        let client = privacy.unit == PrivacyUnit::Client && privacy.mechanism == Mechanism::Gaussian;
         Ok(Some(Self {
             promise,
             epsilon,
@@ -83,22 +82,27 @@ impl PrivacyPlan {
             account_order,
             noise_multiplier_for_max_epsilon: enough,
             rounds_left: rounds_within(job, most, &at)?.saturating_sub(job.rounds),
-            noise_on_the_mean: client.then(|| privacy.noise_multiplier / f64::from(job.cohort.size.max(1))),
+            noise_on_the_mean: noise_on_the_mean(job),
         }))
     }
+}
 
-    /// What will not go as one might expect.
-    pub fn warnings(&self) -> Vec<String> {
-        let mut warnings = Vec::new();
-        if let Some(noise) = self.noise_on_the_mean.filter(|noise| *noise > CLIENT_NOISE_SHARE) {
-            warnings.push(format!(
-                "the cohort is too small for this noise: each coordinate of the mean update gets noise of {noise:.2} clip \
-                 norms, where the whole update has at most one; expect a model of noise. With few hospitals protect examples \
-                 (unit = \"example\") instead"
-            ));
-        }
-        warnings
-    }
+/// What will not go as one might expect of a job's `[privacy]`; asks no accountant.
+pub fn warnings(job: &Job) -> Vec<String> {
+    let Some(noise) = noise_on_the_mean(job).filter(|noise| *noise > CLIENT_NOISE_SHARE) else {
+        return Vec::new();
+    };
+    vec![format!(
+        "the cohort is too small for this noise: each coordinate of the mean update gets noise of {noise:.2} clip \
+         norms, where the whole update has at most one; expect a model of noise. With few hospitals protect examples \
+         (unit = \"example\") instead"
+    )]
+}
+
+/// Client level: standard deviation of the noise on the mean update, per clip norm.
+fn noise_on_the_mean(job: &Job) -> Option<f64> {
+    let privacy = job.privacy.as_ref().filter(|privacy| privacy.unit == PrivacyUnit::Client)?;
+    Some(privacy.noise_multiplier / f64::from(job.cohort.size.max(1)))
 }
 
 /// Most rounds of the job that cost at most `most`.
@@ -188,9 +192,11 @@ mod tests {
             .replace("'dp-sgd'", "'gaussian'")
             .replace("sampling_rate = 0.05", "batch_size = 10")
             .replace("noise_multiplier = 1.6", "noise_multiplier = 12.0");
+        let told = |job: &str| warnings(&Job::parse(job).unwrap());
+        assert!(told(&client)[0].contains("cohort is too small"));
         let plan = PrivacyPlan::of(&Job::parse(&client).unwrap()).unwrap().unwrap();
-        assert!(plan.warnings()[0].contains("cohort is too small"));
+        assert_eq!(plan.noise_on_the_mean, Some(3.0));
         let large = client.replace("size = 4", "size = 1000");
-        assert!(PrivacyPlan::of(&Job::parse(&large).unwrap()).unwrap().unwrap().warnings().is_empty());
+        assert!(told(&large).is_empty());
     }
 }
