@@ -257,15 +257,7 @@ impl TorchTrainer {
             seen += examples;
             network.backward(parameters, examples)?;
             if !plain {
-                if let Some(objective) = &mut self.objective {
-                    let [model, gradient] = &mut self.for_objective;
-                    parameters.to_layout(parameters.values.values(), model);
-                    parameters.to_layout(parameters.gradient.values(), gradient);
-                    objective.gradient(step, model, gradient);
-                    parameters.set_gradient(gradient);
-                }
-                let Parameters { values, gradient, start, .. } = parameters;
-                sgd.step(values.values_mut(), gradient.values(), start);
+                descend(parameters, sgd, step, &mut self.objective, &mut self.for_objective);
             }
         }
         let delta = parameters.change_since(&task.model);
@@ -313,6 +305,25 @@ fn take_batch<'a>(
             .push(examples.labels.get(index).map_or(0, |label| usize::try_from(*label).unwrap_or_default()));
     }
     Ok(count)
+}
+
+/// One step of the update rule along the gradient, after an objective added its own terms to it.
+fn descend(
+    parameters: &mut Parameters,
+    sgd: &mut Sgd,
+    step: u64,
+    objective: &mut Option<Box<dyn Objective>>,
+    for_objective: &mut [Vec<f32>; 2],
+) {
+    if let Some(objective) = objective {
+        let [model, gradient] = for_objective;
+        parameters.to_layout(parameters.values.values(), model);
+        parameters.to_layout(parameters.gradient.values(), gradient);
+        objective.gradient(step, model, gradient);
+        parameters.set_gradient(gradient);
+    }
+    let Parameters { values, gradient, start, .. } = parameters;
+    sgd.step(values.values_mut(), gradient.values(), start);
 }
 
 /// Whether every value is a finite number.

@@ -13,7 +13,7 @@ use tributary_common::privacy::noise::{Gaussian, Lattice, NoiseError, SecretRng}
 use super::linear::{Target, square_norm};
 use super::network::Network;
 use super::parameters::Parameters;
-use super::{TorchTrainer, all_finite};
+use super::{TorchTrainer, all_finite, descend};
 use crate::data::Split;
 use crate::shard::Shard;
 use crate::trainer::recorder::{CountRelease, Release};
@@ -392,15 +392,7 @@ impl TorchTrainer {
             mechanism.adapt(noised_count);
             let divisor = (1.0 / expected_batch) as f32;
             parameters.gradient.values_mut().iter_mut().for_each(|value| *value *= divisor);
-            if let Some(objective) = &mut self.objective {
-                let [model, gradient] = &mut self.for_objective;
-                parameters.to_layout(parameters.values.values(), model);
-                parameters.to_layout(parameters.gradient.values(), gradient);
-                objective.gradient(step, model, gradient);
-                parameters.set_gradient(gradient);
-            }
-            let Parameters { values, gradient, start, .. } = parameters;
-            sgd.step(values.values_mut(), gradient.values(), start);
+            descend(parameters, sgd, step, &mut self.objective, &mut self.for_objective);
             // Of noised values alone, as all that follows.
             if !all_finite(parameters.values.values()) {
                 return Err(TrainError::Diverged { step });
