@@ -7,9 +7,13 @@ use crate::document::{self, DocumentError, Schema};
 use crate::limits;
 use crate::model::{self, Architecture, ArchitectureError, LayerSpec, Layout, Network};
 
+mod compression;
 mod privacy;
+mod secure_aggregation;
 
+pub use compression::{Compression, CompressionScheme, SupportRule};
 pub use privacy::{AdaptiveClipping, Clipping, Mechanism, MetricsRelease, Privacy, PrivacyUnit, Sampler};
+pub use secure_aggregation::{Level, MINIMUM_SURVIVORS, SecureAggregation};
 
 /// Why a job is refused.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -23,9 +27,6 @@ pub enum JobError {
     /// A value is outside its range, or two settings contradict each other.
     #[error("{0}")]
     Invalid(String),
-    /// The job asks for something that this version cannot do.
-    #[error("[{0}] is not available yet in this version; remove the table{1}")]
-    NotAvailable(&'static str, &'static str),
 }
 
 /// A whole job. Serialised, it is the job file as resolved, with every default written out.
@@ -50,6 +51,12 @@ pub struct Job {
     /// What is promised about the people in the data; `None` is `unit = "none"`: nothing is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub privacy: Option<Privacy>,
+    /// Whether updates are masked; `None` is `enabled = false`: the coordinator sees each.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secure_aggregation: Option<SecureAggregation>,
+    /// What an update is reduced to; `None` is `scheme = "none"`: it is sent whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compression: Option<Compression>,
 }
 
 /// `[model]`: the architecture and its shape.
@@ -212,8 +219,8 @@ pub const SCHEMA: Schema = Schema {
         ("cohort", Some(&COHORT)),
         ("evaluation", Some(&Schema { keys: &["every_rounds", "federated"], tables: &[] })),
         ("privacy", Some(&privacy::SCHEMA)),
-        ("secure_aggregation", None),
-        ("compression", None),
+        ("secure_aggregation", Some(&secure_aggregation::SCHEMA)),
+        ("compression", Some(&compression::SCHEMA)),
     ],
 };
 const MODEL: Schema =
@@ -262,7 +269,7 @@ impl Job {
     /// Reads and checks a job that is already a TOML table, such as a scenario's with overrides applied.
     pub fn from_table(mut table: Table) -> Result<Self, JobError> {
         document::check_keys(&table, &SCHEMA)?;
-        refuse_unavailable(&mut table)?;
+        leave_out_what_asks_for_nothing(&mut table)?;
         if let Some(layers) = table.get("model").and_then(|model| model.get("layers")) {
             model::check_layers(layers)?;
         }
@@ -316,7 +323,20 @@ impl Job {
         self.layout()?;
         self.train.check(self.privacy.as_ref())?;
         self.cohort.check(self.invited())?;
-        self.privacy.as_ref().map_or(Ok(()), |privacy| privacy.check(self))
+        self.privacy.as_ref().map_or(Ok(()), |privacy| privacy.check(self))?;
+        self.secure_aggregation.as_ref().map_or(Ok(()), |masks| masks.check(self))?;
+        self.compression.as_ref().map_or(Ok(()), |compression| compression.check(self))
+    }
+
+    /// Whether clients add shares of noise under masks.
+    pub fn is_distributed(&self) -> bool {
+        self.privacy.as_ref().is_some_and(|privacy| privacy.mechanism == Mechanism::Distributed)
+    }
+
+    /// Whether clients send sums of clipped gradients of a Poisson batch, and the coordinator takes the step.
+    pub fn sums_gradients(&self) -> bool {
+        let example = |privacy: &Privacy| privacy.unit == PrivacyUnit::Example;
+        self.is_distributed() && self.privacy.as_ref().is_some_and(example)
     }
 }
 
@@ -411,17 +431,16 @@ impl Train {
             }
             _ => {}
         }
-        let private_steps = privacy.is_some_and(|privacy| privacy.mechanism == Mechanism::DpSgd);
+        let private_steps = privacy.is_some_and(|privacy| privacy.samples_examples());
         match self.sampling_rate {
             None if private_steps => {
                 return invalid(
-                    "[train] with mechanism = \"dp-sgd\" give sampling_rate, above 0 and at most 1".into(),
+                    "[train] with unit = \"example\" give sampling_rate, above 0 and at most 1".into(),
                 );
             }
             Some(_) if !private_steps => {
                 return invalid(
-                    "[train] sampling_rate belongs to [privacy] mechanism = \"dp-sgd\"; use batch_size"
-                        .into(),
+                    "[train] sampling_rate belongs to [privacy] unit = \"example\"; use batch_size".into(),
                 );
             }
             Some(rate) if !(rate > 0.0 && rate <= 1.0) => {
@@ -432,9 +451,23 @@ impl Train {
         if private_steps && (self.batch_size != 0 || self.local_epochs.is_some()) {
             return invalid(
                 "[train] batch_size and local_epochs would tell how many examples a node has: with \
-                 mechanism = \"dp-sgd\" give sampling_rate and local_steps alone"
+                 unit = \"example\" give sampling_rate and local_steps alone"
                     .into(),
             );
+        }
+        if privacy.is_some_and(|privacy| private_steps && privacy.mechanism == Mechanism::Distributed) {
+            // Corrections 18: the shares cover one sum, so a round is one step, and the coordinator takes it.
+            let plain = self.local_steps == Some(1)
+                && self.momentum == 0.0
+                && self.weight_decay == 0.0
+                && self.algorithm == Algorithm::Fedavg;
+            if !plain {
+                return invalid(
+                    "[train] mechanism = \"distributed\" for examples sums one batch per round: it needs fedavg, \
+                     local_steps = 1, no momentum and no weight_decay"
+                        .into(),
+                );
+            }
         }
         if !private_steps && !(1..=1_000_000).contains(&self.batch_size) {
             return invalid(format!("[train] batch_size = {}: 1 to 1000000 are possible", self.batch_size));
@@ -475,34 +508,26 @@ impl Cohort {
     }
 }
 
-/// Refuses the tables of later versions, unless they ask for nothing: then they are taken out.
-fn refuse_unavailable(table: &mut Table) -> Result<(), JobError> {
-    let asks = |table: &Table, name: &str, key: &str, nothing: toml::Value| {
-        table.get(name).is_some_and(|inner| {
-            inner.as_table().is_none_or(|t| t.len() != 1 || t.get(key) != Some(&nothing))
-        })
-    };
-    let privacy = |key: &str| table.get("privacy").and_then(|privacy| privacy.get(key));
-    if privacy("mechanism") == Some(&"distributed".into()) {
-        let message = "[privacy] mechanism = \"distributed\" needs secure aggregation, which is not available yet in this \
-                       version; use \"dp-sgd\", or \"gaussian\" with a trusted coordinator";
-        return Err(JobError::Invalid(message.into()));
-    }
-    if privacy("unit") == Some(&"none".into()) {
-        if asks(table, "privacy", "unit", "none".into()) {
-            let message = "[privacy] unit = \"none\" promises nothing: remove the table's other keys, or set unit = \
-                           \"example\" or \"client\"";
-            return Err(JobError::Invalid(message.into()));
+/// Takes out the tables that ask for nothing: `unit = "none"`, `enabled = false`, `scheme = "none"`.
+///
+/// # Errors
+/// Such a table has other keys: a slip of the pen, perhaps.
+fn leave_out_what_asks_for_nothing(table: &mut Table) -> Result<(), JobError> {
+    let nothings: [(&str, &str, toml::Value, &str); 3] = [
+        ("privacy", "unit", "none".into(), "unit = \"none\" promises nothing"),
+        ("secure_aggregation", "enabled", false.into(), "enabled = false masks nothing"),
+        ("compression", "scheme", "none".into(), "scheme = \"none\" sends whole updates"),
+    ];
+    for (name, key, nothing, words) in nothings {
+        let Some(inner) = table.get(name).and_then(toml::Value::as_table) else { continue };
+        if inner.get(key) != Some(&nothing) {
+            continue;
         }
-        table.remove("privacy");
-    }
-    if asks(table, "secure_aggregation", "enabled", false.into()) {
-        return Err(JobError::NotAvailable("secure_aggregation", " or set enabled = false alone"));
-    }
-    if asks(table, "compression", "scheme", "none".into()) {
-        return Err(JobError::NotAvailable("compression", " or set scheme = \"none\" alone"));
-    }
-    for name in ["secure_aggregation", "compression"] {
+        if inner.len() > 1 {
+            return Err(JobError::Invalid(format!(
+                "[{name}] {words}: remove the table's other keys, or ask for something by {key}"
+            )));
+        }
         table.remove(name);
     }
     Ok(())
@@ -591,10 +616,33 @@ mod tests {
             (&["model.architecture=sequential", "model.hidden=[3]"], "only `mlp` does"),
             (&["train.sampling_rate=0.1"], "sampling_rate belongs to"),
             (&["privacy.unit=example"], "missing field"),
-            (&["privacy.mechanism=distributed"], "needs secure aggregation"),
             (&["privacy.unit=none", "privacy.noise_multiplier=1.0"], "promises nothing"),
-            (&["secure_aggregation.enabled=true"], "[secure_aggregation] is not available yet"),
-            (&["compression.scheme=top-k"], "[compression] is not available yet"),
+            (&["secure_aggregation.enabled=false", "secure_aggregation.value_bits=8"], "masks nothing"),
+            (&["compression.scheme=none", "compression.density=0.1"], "sends whole updates"),
+            (&["secure_aggregation.enabled=true", "cohort.minimum=2"], "hides nobody"),
+            (&["secure_aggregation.enabled=true", "secure_aggregation.value_bits=33"], "value_bits = 33"),
+            (
+                &["secure_aggregation.enabled=true", "secure_aggregation.coordinate_limit=0.0"],
+                "coordinate_limit",
+            ),
+            (&["secure_aggregation.enabled=true", "secure_aggregation.weight_limit=0"], "weight_limit"),
+            (
+                &["secure_aggregation.enabled=true", "secure_aggregation.maximum_dropout=1.0"],
+                "maximum_dropout",
+            ),
+            (&["secure_aggregation.enabled=true", "secure_aggregation.colluders=1"], "colluders belongs"),
+            (&["secure_aggregation.enabled=true", "compression.scheme=int8"], "under masks"),
+            (&["compression.scheme=top-k"], "needs density"),
+            (&["compression.scheme=top-k", "compression.density=0.01"], "less than one coordinate"),
+            (&["compression.scheme=top-k", "compression.density=1.5"], "density = 1.5"),
+            (
+                &["compression.scheme=top-k", "compression.density=0.1", "compression.value_bits=4"],
+                "value_bits = 4",
+            ),
+            (&["compression.scheme=int8", "compression.density=0.1"], "density belongs"),
+            (&["compression.scheme=int8", "compression.levels=3"], "levels belongs"),
+            (&["compression.scheme=qsgd", "compression.levels=0"], "levels = 0"),
+            (&["compression.scheme=int8", "compression.support=track"], "support and exploration belong"),
         ] {
             let error = with(overrides).unwrap_err();
             assert!(error.contains(words), "{overrides:?}: {error}");
@@ -627,6 +675,47 @@ mod tests {
         "privacy.delta=1e-5",
         "privacy.max_epsilon=3.0",
     ];
+
+    const DISTRIBUTED: [&str; 12] = [
+        "train.batch_size=0",
+        "train.local_steps=1",
+        "train.sampling_rate=0.05",
+        "privacy.unit=example",
+        "privacy.mechanism=distributed",
+        "privacy.noise_multiplier=1.6",
+        "privacy.clip_norm=2.0",
+        "privacy.expected_batch_size=40.0",
+        "privacy.delta=1e-5",
+        "privacy.max_epsilon=3.0",
+        "secure_aggregation.enabled=true",
+        "rounds=30",
+    ];
+
+    #[test]
+    fn masked_and_compressed_jobs_read_back_to_themselves() {
+        let masked = ["secure_aggregation.enabled=true"];
+        let top_k = ["compression.scheme=top-k", "compression.density=0.5"];
+        for sets in [
+            &masked[..],
+            &top_k,
+            &[masked[0], top_k[0], top_k[1]],
+            &["compression.scheme=qsgd", "compression.levels=3"],
+            &DISTRIBUTED,
+            &[&DISTRIBUTED[..], &top_k].concat(),
+        ] {
+            let job = with(sets).unwrap();
+            assert_eq!(Job::parse(&job.to_toml().unwrap()).unwrap(), job);
+        }
+        let both = with(&[masked[0], top_k[0], top_k[1]]).unwrap();
+        assert_eq!(
+            (both.masked_coordinates().unwrap(), both.support_rule()),
+            (14, Some(SupportRule::DelayedVote))
+        );
+        assert!(both.has_error_feedback());
+        let private = with(&[&DISTRIBUTED[..], &top_k].concat()).unwrap();
+        assert_eq!(private.support_rule(), Some(SupportRule::Track));
+        assert!(!private.has_error_feedback() && private.sums_gradients());
+    }
 
     #[test]
     fn a_private_job_says_what_it_costs_and_reads_back_to_itself() {
@@ -680,7 +769,30 @@ mod tests {
             (&PRIVATE, &["privacy.unit=client"], "\"dp-sgd\" protects examples"),
             (&PRIVATE, &["privacy.mechanism=gaussian"], "sampling_rate belongs to"),
             (&CLIENT, &["privacy.unit=example"], "\"gaussian\" protects clients"),
-            (&PRIVATE, &["privacy.mechanism=distributed"], "needs secure aggregation"),
+            (&PRIVATE, &["privacy.mechanism=distributed"], "local_steps = 1"),
+            (
+                &PRIVATE,
+                &["privacy.mechanism=distributed", "train.local_steps=1"],
+                "[secure_aggregation] enabled = true",
+            ),
+            (&CLIENT, &["privacy.mechanism=distributed"], "[secure_aggregation] enabled = true"),
+            (&DISTRIBUTED, &["train.momentum=0.9"], "no momentum"),
+            (&DISTRIBUTED, &["privacy.expected_batch_size=0.0"], "expected_batch_size"),
+            (&DISTRIBUTED, &["secure_aggregation.value_bits=8"], "follow from the noise"),
+            (&DISTRIBUTED, &["secure_aggregation.colluders=3"], "somebody must add noise"),
+            (&DISTRIBUTED, &["privacy.clipping=adaptive"], "fixed clip norm"),
+            (&PRIVATE, &["privacy.expected_batch_size=16.0"], "belongs to"),
+            (
+                &DISTRIBUTED,
+                &["compression.scheme=top-k", "compression.density=0.5", "compression.error_feedback=true"],
+                "keeps what was not noised",
+            ),
+            (
+                &DISTRIBUTED,
+                &["compression.scheme=top-k", "compression.density=0.5", "compression.support=delayed-vote"],
+                "without noise",
+            ),
+            (&CLIENT, &["compression.scheme=int8"], "sums whole updates"),
             (&PRIVATE, &["privacy.noise_multiplier=0.0"], "noise_multiplier = 0"),
             (&PRIVATE, &["privacy.clip_norm=nan"], "clip_norm"),
             (&PRIVATE, &["privacy.delta=0.0"], "delta = 0"),

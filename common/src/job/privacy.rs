@@ -28,6 +28,9 @@ pub enum Mechanism {
     DpSgd,
     /// At a trusted coordinator: clipped client updates, noise on their sum (McMahan et al. 2018).
     Gaussian,
+    /// At each client in shares on an integer grid, under masks: nobody sees less noise than all shares together
+    /// (Agarwal, Kairouz and Liu 2021).
+    Distributed,
 }
 
 impl Mechanism {
@@ -36,6 +39,7 @@ impl Mechanism {
         match self {
             Mechanism::DpSgd => "dp-sgd",
             Mechanism::Gaussian => "gaussian",
+            Mechanism::Distributed => "distributed",
         }
     }
 }
@@ -88,6 +92,10 @@ pub struct Privacy {
     /// Clip norm C: largest Euclidean norm of one unit's gradient, or of one client's update. With `adaptive`
     /// clipping it is the first one.
     pub clip_norm: f64,
+    /// `unit = "example"`, `mechanism = "distributed"`: the public number by which the sum of a whole cohort's clipped
+    /// gradients is divided; about `sampling_rate` times everybody's examples.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected_batch_size: Option<f64>,
     /// How gradients or updates are clipped.
     #[serde(default)]
     pub clipping: Clipping,
@@ -123,6 +131,7 @@ pub(super) const SCHEMA: Schema = Schema {
         "mechanism",
         "noise_multiplier",
         "clip_norm",
+        "expected_batch_size",
         "clipping",
         "target_quantile",
         "clip_learning_rate",
@@ -151,6 +160,15 @@ pub struct AdaptiveClipping {
 }
 
 impl Privacy {
+    /// Whether clients draw Poisson batches and clip each example's gradient.
+    pub fn samples_examples(&self) -> bool {
+        match self.mechanism {
+            Mechanism::DpSgd => true,
+            Mechanism::Gaussian => false,
+            Mechanism::Distributed => self.unit == PrivacyUnit::Example,
+        }
+    }
+
     /// What the guarantee protects at a node whose rows are grouped by person, or not.
     pub fn unit(&self, grouped: bool) -> Unit {
         match self.unit {
@@ -197,6 +215,34 @@ impl Privacy {
         }
         if !(self.delta > 0.0 && self.delta < 1.0) {
             return invalid(format!("delta = {}: above 0 and below 1 is needed", self.delta));
+        }
+        let distributed = self.mechanism == Mechanism::Distributed;
+        if distributed && job.secure_aggregation.is_none() {
+            return invalid(
+                "mechanism = \"distributed\" hides each share of noise under masks: set [secure_aggregation] enabled = true"
+                    .into(),
+            );
+        }
+        match self.expected_batch_size {
+            None if distributed && self.unit == PrivacyUnit::Example => {
+                return invalid("mechanism = \"distributed\" for examples needs expected_batch_size".into());
+            }
+            Some(_) if !distributed || self.unit == PrivacyUnit::Client => {
+                return invalid(
+                    "expected_batch_size belongs to unit = \"example\", mechanism = \"distributed\"".into(),
+                );
+            }
+            Some(size) if !positive(size) || size > 1e9 => {
+                return invalid(format!("expected_batch_size = {size}: a number above 0 is needed"));
+            }
+            _ => {}
+        }
+        if distributed && (self.clipping == Clipping::Adaptive || self.sampler != Sampler::Gaussian) {
+            return invalid(
+                "mechanism = \"distributed\" has a fixed clip norm and its own sampler: remove clipping = \"adaptive\" and \
+                 sampler"
+                    .into(),
+            );
         }
         let adaptive = self.clipping == Clipping::Adaptive;
         let settings = [

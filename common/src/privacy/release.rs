@@ -41,7 +41,7 @@ impl Release {
     pub fn protection(self, job: &Job, public_test: bool) -> Protection {
         let Some(privacy) = &job.privacy else { return Protection::Nothing };
         match (self, privacy.mechanism, privacy.metrics) {
-            (Release::Update, Mechanism::DpSgd, _) => Protection::Noise,
+            (Release::Update, Mechanism::DpSgd | Mechanism::Distributed, _) => Protection::Noise,
             (Release::Update, Mechanism::Gaussian, _) => Protection::TrustedCoordinator,
             (Release::Weight | Release::Reason | Release::LedgerHead, _, _) => Protection::PublicConstant,
             (Release::Metrics, _, _) if public_test => Protection::PublicData,
