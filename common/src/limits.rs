@@ -10,8 +10,8 @@ pub const JOB_FILE_BYTES: usize = 64 * 1024;
 pub const ROUNDS: u32 = 1_000_000;
 /// Most members of one cohort, over-selection included.
 pub const COHORT_MEMBERS: u32 = 100_000;
-/// Most members of one cohort whose updates are masked: every client gets everybody's keys.
-pub const MASKED_COHORT_MEMBERS: u32 = 10_000;
+/// Most members of one cohort whose updates are masked: every client gets everybody's keys in one message.
+pub const MASKED_COHORT_MEMBERS: u32 = 5_000;
 /// Most parameters of one model: 2^36, or 256 GiB of `f32`.
 pub const MODEL_PARAMETERS: u64 = 1 << 36;
 /// Most named tensors of one model.

@@ -83,6 +83,19 @@ pub enum Outgoing {
         model: Digest,
         /// When the attempt ends.
         deadline: Time,
+        /// Under masks with top-k: the coordinates that every update has, encoded.
+        support: Option<Arc<[u8]>>,
+    },
+    /// Say something to a node in an attempt's secure-aggregation session.
+    Masking {
+        /// The node.
+        node: NodeName,
+        /// The round.
+        round: u32,
+        /// The attempt.
+        attempt: u32,
+        /// The message, encoded.
+        message: Vec<u8>,
     },
     /// Tell a node that an attempt is over for it.
     Dismiss {
@@ -305,6 +318,12 @@ impl Run {
         self.machine.open_attempt()
     }
 
+    /// Fewest and most bytes of an update.
+    pub fn update_bytes(&self) -> (u64, u64) {
+        let bytes = self.layout.parameters() as u64 * 4;
+        (bytes, bytes)
+    }
+
     /// Updates that the open attempt still waits for; none without an open attempt.
     pub fn awaited(&self) -> u32 {
         self.machine.awaited()
@@ -426,7 +445,12 @@ impl Run {
                     }
                 }
                 Effect::Invite { node, round, attempt, model, deadline } => {
-                    outgoing.push(Outgoing::Invite { node, round, attempt, model, deadline });
+                    let support = None;
+                    outgoing.push(Outgoing::Invite { node, round, attempt, model, deadline, support });
+                }
+                Effect::JournalSession(session) => self.store.journal_session(self.id, &session)?,
+                Effect::Masking { node, round, attempt, message } => {
+                    outgoing.push(Outgoing::Masking { node, round, attempt, message });
                 }
                 Effect::Dismiss { node, round, attempt, reason } => {
                     outgoing.push(Outgoing::Dismiss { node, round, attempt, reason });

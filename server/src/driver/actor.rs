@@ -146,6 +146,13 @@ impl Actor {
                 let Attempt { round, attempt, .. } = attempt;
                 self.input(Input::Declined { node, round, attempt, reason })
             }
+            Command::Masking { node, connection, attempt, message } => {
+                if !self.is_of(&node, connection) || self.active_run() != Some(attempt.run) {
+                    return Ok(());
+                }
+                let Attempt { round, attempt, .. } = attempt;
+                self.input(Input::Masking { node, round, attempt, message })
+            }
             Command::Evaluated { node, connection, run, round, metrics } => {
                 if !self.is_of(&node, connection) || self.active_run() != Some(run) {
                     return Ok(());
@@ -433,6 +440,7 @@ impl Actor {
             digest: run.head().model,
             model: run.model().clone(),
             attempt: run.open_attempt().map(|(round, attempt)| Attempt { run: run.id(), round, attempt }),
+            update_bytes: run.update_bytes(),
         });
         let key = |current: &Option<Current>| current.as_ref().map(|c| (c.run, c.digest, c.attempt));
         self.current.send_if_modified(|shown| {
@@ -448,8 +456,11 @@ impl Actor {
         let Some(active) = &mut self.active else { return };
         let (run, job_toml) = (active.run.id(), active.job_toml.clone());
         match what {
-            Outgoing::Invite { node, round, attempt, model, deadline } => {
-                self.tell(&node, ToNode::Invite { run, round, attempt, job_toml, model, deadline });
+            Outgoing::Invite { node, round, attempt, model, deadline, support } => {
+                self.tell(&node, ToNode::Invite { run, round, attempt, job_toml, model, deadline, support });
+            }
+            Outgoing::Masking { node, round, attempt, message } => {
+                self.tell(&node, ToNode::Masking { run, round, attempt, message });
             }
             Outgoing::Dismiss { node, round, attempt, reason } => {
                 self.tell(&node, ToNode::Dismiss { run, round, attempt, reason });

@@ -51,6 +51,19 @@ pub enum ToNode {
         model: Digest,
         /// When the attempt ends.
         deadline: Time,
+        /// Under masks with top-k: the coordinates that every update has, encoded.
+        support: Option<Arc<[u8]>>,
+    },
+    /// A message of an attempt's secure-aggregation session.
+    Masking {
+        /// The run.
+        run: RunId,
+        /// The round.
+        round: u32,
+        /// The attempt.
+        attempt: u32,
+        /// The message, encoded.
+        message: Vec<u8>,
     },
     /// An attempt is over for the node.
     Dismiss {
@@ -114,6 +127,8 @@ pub struct Current {
     pub digest: Digest,
     /// That model.
     pub model: Parameters,
+    /// Bytes of an update: fewest and most.
+    pub update_bytes: (u64, u64),
     /// The attempt that is open, if one is.
     pub attempt: Option<Attempt>,
 }
@@ -185,6 +200,7 @@ enum Command {
     Connected { node: NodeName, role: Role, connection: u64, outbox: mpsc::Sender<ToNode> },
     Disconnected { node: NodeName, connection: u64 },
     Declined { node: NodeName, connection: u64, attempt: Attempt, reason: Reason },
+    Masking { node: NodeName, connection: u64, attempt: Attempt, message: Vec<u8> },
     Evaluated { node: NodeName, connection: u64, run: RunId, round: u32, metrics: Metrics },
     Ask { node: NodeName, attempt: Attempt, reply: oneshot::Sender<Standing> },
     Update { attempt: Attempt, update: Box<Update>, reply: oneshot::Sender<Standing> },
@@ -295,6 +311,11 @@ impl Driver {
     /// The node declines an attempt.
     pub async fn declined(&self, by: &Connection, attempt: Attempt, reason: Reason) -> Result<(), Gone> {
         self.send(Command::Declined { node: by.node.clone(), connection: by.id, attempt, reason }).await
+    }
+
+    /// The node says something in an attempt's secure-aggregation session.
+    pub async fn masking(&self, by: &Connection, attempt: Attempt, message: Vec<u8>) -> Result<(), Gone> {
+        self.send(Command::Masking { node: by.node.clone(), connection: by.id, attempt, message }).await
     }
 
     /// The node evaluated the model that `run` published in `round`.

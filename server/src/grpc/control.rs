@@ -16,7 +16,7 @@ use tributary_proto::coordinator::coordinator_message::Message as ToPeer;
 use tributary_proto::coordinator::node_message::Message as FromPeer;
 use tributary_proto::coordinator::{
     CoordinatorMessage, Dismiss, DismissReason, Evaluate, Goodbye, Hello, Invite, KnownHead, LedgerHead,
-    NodeMessage, Role as WireRole, RunOver, Welcome,
+    Masking, NodeMessage, Role as WireRole, RunOver, Welcome,
 };
 use tributary_proto::{PROTOCOL_VERSIONS, negotiate};
 
@@ -245,6 +245,10 @@ async fn take(
             let proof = proof.map_err(|_| Status::invalid_argument("consistency: a hash has 32 bytes"))?;
             Ok(core.driver.showed_head(connection, head, proof).await?)
         }
+        Some(FromPeer::Masking(masking)) => {
+            let attempt = Attempt { run: RunId(masking.run), round: masking.round, attempt: masking.attempt };
+            Ok(core.driver.masking(connection, attempt, masking.message).await?)
+        }
         Some(FromPeer::Hello(_)) => Err(Status::invalid_argument("a control stream has one Hello").into()),
         None => Err(Status::invalid_argument("a message of an unknown kind").into()),
     }
@@ -262,14 +266,20 @@ fn message(what: ToPeer) -> CoordinatorMessage {
 /// A message in its wire form; a deadline becomes the time left at `now`.
 pub fn to_wire(message: ToNode, now: Time) -> ToPeer {
     match message {
-        ToNode::Invite { run, round, attempt, job_toml, model, deadline } => ToPeer::Invite(Invite {
-            run: run.0,
-            round,
-            attempt,
-            job_toml: job_toml.as_ref().to_owned(),
-            model: model.0.to_vec(),
-            deadline_milliseconds: deadline.0.saturating_sub(now.0),
-        }),
+        ToNode::Masking { run, round, attempt, message } => {
+            ToPeer::Masking(Masking { run: run.0, round, attempt, message })
+        }
+        ToNode::Invite { run, round, attempt, job_toml, model, deadline, support } => {
+            ToPeer::Invite(Invite {
+                run: run.0,
+                round,
+                attempt,
+                job_toml: job_toml.as_ref().to_owned(),
+                model: model.0.to_vec(),
+                deadline_milliseconds: deadline.0.saturating_sub(now.0),
+                support: support.map_or_else(Vec::new, |support| support.to_vec()),
+            })
+        }
         ToNode::Dismiss { run, round, attempt, reason } => {
             let reason = match reason {
                 Dismissal::Published => DismissReason::Published,

@@ -223,6 +223,7 @@ impl RoundMachine {
                 let refused = Participation::Refused { detail: one_line(&detail) };
                 self.arrived(&node, round, bytes, refused, &mut effects);
             }
+            Input::Masking { .. } => {}
             Input::Aggregated(result) => self.aggregated(now, result, &mut effects),
             Input::Evaluated { node, round, metrics } => {
                 if let Phase::Evaluating(e) = &mut self.phase
@@ -488,6 +489,7 @@ impl RoundMachine {
                     model: *model,
                     state: RunState::Running,
                     clip_norm: None,
+                    scores: None,
                 };
             }
             Err(Abandonment::Stopped) => self.head.state = RunState::Stopped,

@@ -84,6 +84,17 @@ pub enum Input {
         /// Why, in one line.
         detail: String,
     },
+    /// A member says something in the attempt's secure-aggregation session.
+    Masking {
+        /// The node.
+        node: NodeName,
+        /// The round.
+        round: u32,
+        /// The attempt.
+        attempt: u32,
+        /// The message, encoded.
+        message: Vec<u8>,
+    },
     /// The answer to [`Effect::Aggregate`].
     Aggregated(
         /// The new model, stored; or why there is none, in one line.
@@ -121,6 +132,19 @@ pub enum Effect {
         model: Digest,
         /// When the attempt ends.
         deadline: Time,
+    },
+    /// Write down where the attempt's secure-aggregation session stands, durably.
+    JournalSession(Vec<u8>),
+    /// Say something to a member in that session.
+    Masking {
+        /// The node.
+        node: NodeName,
+        /// The round.
+        round: u32,
+        /// The attempt.
+        attempt: u32,
+        /// The message, encoded.
+        message: Vec<u8>,
     },
     /// Add the node's update to the sum.
     Fold {

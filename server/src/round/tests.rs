@@ -79,6 +79,7 @@ impl World {
             model: Digest::of(b"initial"),
             state: RunState::Running,
             clip_norm: None,
+            scores: None,
         };
         let disk = Disk { head, open: None, records: Vec::new(), evaluated: BTreeSet::new() };
         Self::start(job, disk, Time(1_000_000), None)
@@ -138,6 +139,7 @@ impl World {
                     assert!(open.cohort.contains(&node) && deadline > self.now);
                     self.invited.insert(node, (round, attempt));
                 }
+                Effect::JournalSession(_) | Effect::Masking { .. } => panic!("no session without masks"),
                 Effect::Fold { node } => {
                     assert!(self.folded.insert(node), "an update is summed once");
                 }

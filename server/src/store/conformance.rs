@@ -77,7 +77,7 @@ pub(super) fn token(number: u32) -> TokenRecord {
 }
 
 pub(super) fn head(published: u32, attempt: u32, model: Digest) -> RunHead {
-    RunHead { published, attempt, model, state: RunState::Running, clip_norm: None }
+    RunHead { published, attempt, model, state: RunState::Running, clip_norm: None, scores: None }
 }
 
 /// All that can be read without taking anything out.
@@ -170,7 +170,14 @@ fn a_run_starts_queued_at_its_initial_model(store: &dyn Store) {
     let initial = store.put_model(&model(1, 10)).unwrap();
     let job_toml = "name = \"a \\\"b\\\" é\"\n".repeat(3000);
     store.create_run(RUN, &job_toml, initial, Time(u64::MAX)).unwrap();
-    let head = RunHead { published: 0, attempt: 1, model: initial, state: RunState::Queued, clip_norm: None };
+    let head = RunHead {
+        published: 0,
+        attempt: 1,
+        model: initial,
+        state: RunState::Queued,
+        clip_norm: None,
+        scores: None,
+    };
     let expected = StoredRun { run: RUN, job_toml, submitted: Time(u64::MAX), head, open_attempt: None };
     assert_eq!(store.run(RUN).unwrap(), expected);
     let again = store.create_run(RUN, "other", initial, Time(1));

@@ -7,6 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::{Deserialize, Serialize};
 use tributary_common::digest::Digest;
 use tributary_common::ids::{NodeName, RunId};
@@ -94,6 +96,10 @@ fn job_key(run: RunId) -> String {
 
 fn run_key(run: RunId) -> String {
     format!("run/{run}")
+}
+
+fn session_key(run: RunId) -> String {
+    format!("session/{run}")
 }
 
 fn node_key(name: &NodeName) -> String {
@@ -191,7 +197,7 @@ impl Store for SledStore {
         self.database.write(|_| {
             let entries: Vec<(String, RunEntry)> = self.database.scan("run/")?;
             let named: BTreeSet<Digest> =
-                entries.iter().flat_map(|(_, entry)| [entry.initial, entry.head.model]).collect();
+                entries.iter().flat_map(|(_, entry)| entry.head.named().chain([entry.initial])).collect();
             self.models.retain(&named)
         })
     }
@@ -214,6 +220,7 @@ impl Store for SledStore {
                 model: initial,
                 state: RunState::Queued,
                 clip_norm: None,
+                scores: None,
             };
             write.put(job_key(run), &JobEntry { job_toml: job_toml.to_owned(), submitted })?;
             write.put(run_key(run), &RunEntry { head, initial, ended: 0, open_attempt: None })
@@ -241,15 +248,32 @@ impl Store for SledStore {
     }
 
     fn journal_attempt(&self, run: RunId, attempt: &AttemptRecord) -> Result<(), StoreError> {
-        self.change_run(run, |entry, _| {
+        self.change_run(run, |entry, write| {
             entry.open_attempt = Some(attempt.clone());
+            write.remove(session_key(run));
             Ok(())
+        })
+    }
+
+    fn journal_session(&self, run: RunId, session: &[u8]) -> Result<(), StoreError> {
+        self.entry(run)?;
+        self.database.write(|write| write.put(session_key(run), &BASE64.encode(session)))
+    }
+
+    fn session(&self, run: RunId) -> Result<Option<Vec<u8>>, StoreError> {
+        let text: Option<String> = self.database.get(&session_key(run))?;
+        let decoded = text.map(|text| BASE64.decode(text)).transpose();
+        decoded.map_err(|error| StoreError::Damaged {
+            what: "a session",
+            path: session_key(run),
+            detail: error.to_string(),
         })
     }
 
     fn commit_round(&self, run: RunId, record: &RoundRecord, head: &RunHead) -> Result<(), StoreError> {
         self.change_run(run, |entry, write| {
-            self.check_model(head.model)?;
+            head.named().try_for_each(|digest| self.check_model(digest))?;
+            write.remove(session_key(run));
             write.put(format!("round/{run}/{:08x}", entry.ended), record)?;
             entry.ended += 1;
             entry.head = head.clone();

@@ -34,6 +34,7 @@ struct State {
 struct Run {
     stored: StoredRun,
     initial: Digest,
+    session: Option<Vec<u8>>,
     rounds: Vec<RoundRecord>,
     evaluations: BTreeMap<u32, EvaluationRecord>,
 }
@@ -84,7 +85,7 @@ impl Store for MemoryStore {
     fn collect_garbage(&self) -> Result<usize, StoreError> {
         let mut state = self.lock();
         let named: BTreeSet<Digest> =
-            state.runs.values().flat_map(|run| [run.initial, run.stored.head.model]).collect();
+            state.runs.values().flat_map(|run| run.stored.head.named().chain([run.initial])).collect();
         let before = state.models.len();
         state.models.retain(|digest, _| named.contains(digest));
         Ok(before - state.models.len())
@@ -102,10 +103,19 @@ impl Store for MemoryStore {
             return Err(StoreError::Exists { what: "run", name: run.to_string() });
         }
         state.check_model(initial)?;
-        let head =
-            RunHead { published: 0, attempt: 1, model: initial, state: RunState::Queued, clip_norm: None };
+        let head = RunHead {
+            published: 0,
+            attempt: 1,
+            model: initial,
+            state: RunState::Queued,
+            clip_norm: None,
+            scores: None,
+        };
         let stored = StoredRun { run, job_toml: job_toml.to_owned(), submitted, head, open_attempt: None };
-        state.runs.insert(run, Run { stored, initial, rounds: Vec::new(), evaluations: BTreeMap::new() });
+        state.runs.insert(
+            run,
+            Run { stored, initial, session: None, rounds: Vec::new(), evaluations: BTreeMap::new() },
+        );
         Ok(())
     }
 
@@ -120,14 +130,26 @@ impl Store for MemoryStore {
     }
 
     fn journal_attempt(&self, run: RunId, attempt: &AttemptRecord) -> Result<(), StoreError> {
-        self.lock().run_mut(run)?.stored.open_attempt = Some(attempt.clone());
+        let mut state = self.lock();
+        let run = state.run_mut(run)?;
+        run.stored.open_attempt = Some(attempt.clone());
+        run.session = None;
         Ok(())
+    }
+
+    fn journal_session(&self, run: RunId, session: &[u8]) -> Result<(), StoreError> {
+        self.lock().run_mut(run)?.session = Some(session.to_vec());
+        Ok(())
+    }
+
+    fn session(&self, run: RunId) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(self.lock().run(run)?.session.clone())
     }
 
     fn commit_round(&self, run: RunId, record: &RoundRecord, head: &RunHead) -> Result<(), StoreError> {
         let mut state = self.lock();
         state.run(run)?;
-        state.check_model(head.model)?;
+        head.named().try_for_each(|digest| state.check_model(digest))?;
         let found = state.run_mut(run)?;
         if self.last_only {
             found.rounds.retain(|kept| kept.round == head.published);
@@ -135,6 +157,7 @@ impl Store for MemoryStore {
         found.rounds.push(record.clone());
         found.stored.head = head.clone();
         found.stored.open_attempt = None;
+        found.session = None;
         Ok(())
     }
 

@@ -104,6 +104,16 @@ pub struct RunHead {
     /// The clip norm that the next round begins with, where it adapts: it follows from what was noised.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clip_norm: Option<f64>,
+    /// Under masks with top-k: the scores from which the next round's support follows, stored like a model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scores: Option<Digest>,
+}
+
+impl RunHead {
+    /// What must stay stored for the run to go on: its model, and its scores if it has any.
+    pub fn named(&self) -> impl Iterator<Item = Digest> + use<> {
+        [self.model].into_iter().chain(self.scores)
+    }
 }
 
 /// A cohort that was drawn and is about to be invited.
@@ -170,7 +180,7 @@ pub trait Store: Send + Sync {
     /// Reads a model and checks its digest. Missing: [`StoreError::Missing`]; wrong bytes: [`StoreError::Damaged`].
     fn model(&self, digest: Digest) -> Result<Parameters, StoreError>;
 
-    /// Deletes every model that no run names (initial model, last published model). Returns how many.
+    /// Deletes every model that no run names (initial model, last published model, scores). Returns how many.
     fn collect_garbage(&self) -> Result<usize, StoreError>;
 
     /// Creates a run in state [`RunState::Queued`] with nothing published and attempt 1; its initial model must
@@ -189,11 +199,17 @@ pub trait Store: Send + Sync {
     /// One run. Missing: [`StoreError::Missing`].
     fn run(&self, run: RunId) -> Result<StoredRun, StoreError>;
 
-    /// Writes the cohort of an attempt before anybody is invited.
+    /// Writes the cohort of an attempt before anybody is invited; a session kept of an earlier one is forgotten.
     fn journal_attempt(&self, run: RunId, attempt: &AttemptRecord) -> Result<(), StoreError>;
 
-    /// Ends an attempt, in one atomic write: appends `record`, replaces the head, clears the open attempt.
-    /// The head's model must be stored already.
+    /// Keeps where the secure-aggregation session of the open attempt stands, in place of what was kept of it before.
+    fn journal_session(&self, run: RunId, session: &[u8]) -> Result<(), StoreError>;
+
+    /// What was kept of the open attempt's session, if it has one.
+    fn session(&self, run: RunId) -> Result<Option<Vec<u8>>, StoreError>;
+
+    /// Ends an attempt, in one atomic write: appends `record`, replaces the head, clears the open attempt
+    /// and its session. The head's model and scores must be stored already.
     fn commit_round(&self, run: RunId, record: &RoundRecord, head: &RunHead) -> Result<(), StoreError>;
 
     /// Appends an evaluation; one of the same round replaces it.

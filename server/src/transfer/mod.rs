@@ -216,13 +216,14 @@ impl Transfers {
 
     fn check_length(&self, upload: &Upload) -> Result<(), Status> {
         let current = self.driver.current();
-        let expected =
-            current.borrow().as_ref().filter(|c| c.run == upload.run).map(|c| c.model.len() as u64 * 4);
+        let expected = current.borrow().as_ref().filter(|c| c.run == upload.run).map(|c| c.update_bytes);
         match expected {
-            Some(expected) if expected != upload.total_bytes => Err(Status::invalid_argument(format!(
-                "total_bytes: {}, but an update of this model has {expected}",
-                upload.total_bytes
-            ))),
+            Some((least, most)) if !(least..=most).contains(&upload.total_bytes) => {
+                Err(Status::invalid_argument(format!(
+                    "total_bytes: {}, but an update of this job has {least} to {most}",
+                    upload.total_bytes
+                )))
+            }
             _ => Ok(()),
         }
     }
