@@ -426,6 +426,8 @@ mod tests {
             bytes_down: 1_300_000,
             bytes_up: 12,
             outcome,
+            spent: false,
+            summed: None,
         }
     }
 

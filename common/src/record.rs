@@ -100,6 +100,12 @@ pub enum Abandonment {
         /// What is wrong with it.
         detail: String,
     },
+    /// Masked updates arrived, or keys, and their sum could not be unmasked.
+    #[error("secure aggregation did not complete: {detail}")]
+    SecureAggregation {
+        /// Why.
+        detail: String,
+    },
     /// The operator stopped the run.
     #[error("the run was stopped")]
     Stopped,
@@ -145,6 +151,30 @@ pub struct RoundRecord {
     /// What came of it.
     #[serde(flatten)]
     pub outcome: RoundOutcome,
+    /// Whether an abandoned round is not tried again: masked updates were sent for it, and a client sends one alone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub spent: bool,
+    /// What came with the sum of masked updates; absent without masks, and with `[privacy]`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub summed: Option<Summed>,
+}
+
+/// Counts that were summed under the masks with the updates: nobody's own are known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Summed {
+    /// Sum of the weights.
+    pub weight: u64,
+    /// Training examples.
+    pub examples: u64,
+    /// Training losses of all examples together, in millionths.
+    pub loss_millionths: u64,
+}
+
+impl Summed {
+    /// Mean training loss per example; `None` without examples.
+    pub fn loss(&self) -> Option<f64> {
+        (self.examples > 0).then(|| self.loss_millionths as f64 / 1e6 / self.examples as f64)
+    }
 }
 
 impl RoundRecord {
@@ -380,7 +410,10 @@ mod tests {
             bytes_down: 36,
             bytes_up: 12,
             outcome: RoundOutcome::Published { model: Digest::of(b"m") },
+            spent: false,
+            summed: Some(Summed { weight: 3, examples: 4, loss_millionths: 2_000_000 }),
         };
+        assert_eq!(record.summed.and_then(|summed| summed.loss()), Some(0.5));
         let json = serde_json::to_string(&record).unwrap();
         assert_eq!(serde_json::from_str::<RoundRecord>(&json).unwrap(), record);
         assert_eq!(record.accepted().map(NodeName::as_str).collect::<Vec<_>>(), ["a"]);

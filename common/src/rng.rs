@@ -32,6 +32,10 @@ pub enum Purpose {
     Availability,
     /// What goes wrong at a simulated client in a round.
     Faults,
+    /// Coins of stochastic rounding where nothing is private: with `[privacy]` they are secret, and not from here.
+    Rounding,
+    /// Coordinates of a round's support that are drawn at random.
+    Support,
 }
 
 impl Purpose {
@@ -49,6 +53,8 @@ impl Purpose {
             Purpose::Devices => "devices",
             Purpose::Availability => "availability",
             Purpose::Faults => "faults",
+            Purpose::Rounding => "rounding",
+            Purpose::Support => "support",
         }
     }
 }

@@ -118,6 +118,8 @@ mod tests {
             bytes_down: 0,
             bytes_up: 0,
             outcome,
+            spent: false,
+            summed: None,
         }
     }
 

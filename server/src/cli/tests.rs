@@ -147,6 +147,8 @@ fn lists_are_readable_for_people_and_machines() {
         bytes_down: 24,
         bytes_up: 24,
         outcome: tributary_common::record::RoundOutcome::Published { model: Digest([0; 32]) },
+        spent: false,
+        summed: None,
     };
     let shown = wire::ShowRunResponse {
         run: Some(run),

@@ -9,6 +9,7 @@ use tributary_common::digest::Digest;
 use tributary_common::ids::{NodeName, RunId};
 use tributary_common::record::{
     Abandonment, EvaluationRecord, Metrics, Participation, Reason, RoundOutcome, RoundRecord, RunState,
+    Summed,
 };
 use tributary_common::time::Time;
 
@@ -56,6 +57,8 @@ pub(super) fn record(round: u32, attempt: u32, cohort: u32, model: Option<Digest
             Some(model) => RoundOutcome::Published { model },
             None => RoundOutcome::Abandoned { reason: below },
         },
+        spent: model.is_none() && attempt > 1,
+        summed: model.map(|_| Summed { weight: 7, examples: u64::MAX, loss_millionths: 3 }),
     }
 }
 

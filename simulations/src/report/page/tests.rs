@@ -52,6 +52,8 @@ fn page(classes: usize, clients: usize, refusal: &str) -> String {
         bytes_down: 8,
         bytes_up: 4,
         outcome: RoundOutcome::Abandoned { reason: Abandonment::BelowMinimum { accepted: 0, minimum: 2 } },
+        spent: false,
+        summed: None,
     };
     let by_client = [("c0", 6), ("c1", 8)];
     let evaluation = EvaluationRecord {
