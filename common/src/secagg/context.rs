@@ -99,7 +99,7 @@ impl Agreement {
 }
 
 /// `ctx = H("fl-secagg/v1" ‖ u16 suite ‖ lp(task) ‖ u64 round ‖ u32 attempt ‖ config ‖ model ‖ support ‖ server)`.
-pub(crate) fn context_hash(task: &[u8], round: u64, attempt: u32, hashes: [&[u8]; 4]) -> Hash {
+pub(crate) fn context_hash(task: &[u8], round: u64, attempt: u32, hashes: [&Hash; 4]) -> Hash {
     let [config, model, support, server] = hashes;
     // A task's name is a run's id, far below 4 GiB.
     let length = (task.len() as u32).to_le_bytes();

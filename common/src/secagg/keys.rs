@@ -143,7 +143,7 @@ pub(crate) struct Share {
 }
 
 /// The key for shares from one client to another; `channel` is X25519(c_u, C_v). The other direction has another key.
-fn channel_key(session: &SessionId, channel: &Secret, from: &ClientId, to: &ClientId) -> Secret {
+pub(crate) fn channel_key(session: &SessionId, channel: &Secret, from: &ClientId, to: &ClientId) -> Secret {
     let mut key = Secret([0; 32]);
     derive(session, channel, &[b"share", from.as_bytes(), to.as_bytes()], &mut key.0);
     key

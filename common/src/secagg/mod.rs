@@ -3,9 +3,16 @@
 //! Protocol core: `client` and `server`, the two sides of a session, and what they stand on. Arithmetic: `ring`
 //! (integers modulo 2^b, their packing) and `mask` (the key stream that hides them).
 
+pub mod abort;
 pub mod bitmap;
 pub mod context;
 pub mod graph;
+pub mod journal;
 pub mod keys;
+pub mod messages;
 pub mod parameters;
+pub mod peers;
 pub mod roster;
+mod shamir;
+#[cfg(test)]
+pub(crate) mod tests;
