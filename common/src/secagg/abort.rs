@@ -194,9 +194,6 @@ pub enum Abort {
         /// Where the session is.
         step: &'static str,
     },
-    /// Masks are asked for at the wrong time, or twice.
-    #[error("mask keys are handed out once, after the shares came (now at step {0})")]
-    Masks(&'static str),
     /// The journal forbids this upload, or does not have it.
     #[error(transparent)]
     Journal(#[from] JournalError),
@@ -239,7 +236,7 @@ impl Abort {
             Self::Excluded => Reason::Excluded,
             Self::Unconfirmed { .. } => Reason::Unconfirmed,
             Self::Contradiction(_) => Reason::Contradiction,
-            Self::Routed | Self::Survivors | Self::OutOfOrder { .. } | Self::Masks(_) => Reason::Malformed,
+            Self::Routed | Self::Survivors | Self::OutOfOrder { .. } => Reason::Malformed,
             Self::Journal(_) => Reason::Repeated,
             Self::Recovery(_) => Reason::Recovery,
             Self::UploadsLost { .. } | Self::Restore | Self::Over => Reason::Cancelled,

@@ -5,8 +5,10 @@
 
 pub mod abort;
 pub mod bitmap;
+pub mod client;
 pub mod context;
 pub mod graph;
+mod group;
 pub mod journal;
 pub mod keys;
 pub mod messages;
