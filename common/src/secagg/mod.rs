@@ -15,6 +15,7 @@ pub mod messages;
 pub mod parameters;
 pub mod peers;
 pub mod roster;
+pub mod server;
 mod shamir;
 #[cfg(test)]
 pub(crate) mod tests;

@@ -197,7 +197,7 @@ pub(crate) fn recover(
     cache: &mut WeightCache,
     shares: &[HeldShare],
     threshold: u16,
-    is_right: impl Fn(&[u8; 32]) -> bool,
+    is_right: impl Fn(&Zeroizing<[u8; 32]>) -> bool,
 ) -> Option<Recovered> {
     let threshold = usize::from(threshold);
     let spare = shares.len().checked_sub(threshold)?;
@@ -393,7 +393,7 @@ mod tests {
         for wrong in [vec![], vec![0], vec![7], vec![0, 3], vec![1, 2, 6], vec![0, 1, 2, 3]] {
             let mut held: Vec<HeldShare> = (1..=8).map(|x| half(&shares[usize::from(x) - 1], x)).collect();
             wrong.iter().for_each(|&place: &usize| held[place].value[31] ^= 1);
-            let found = recover(&mut cache, &held, 4, |secret| *secret == [9; 32]).unwrap();
+            let found = recover(&mut cache, &held, 4, |secret| **secret == [9; 32]).unwrap();
             assert_eq!(found.wrong, wrong);
         }
         let held: Vec<HeldShare> = (1..=3).map(|x| half(&shares[usize::from(x) - 1], x)).collect();

@@ -16,6 +16,7 @@ use self::advertise::Advertised;
 use self::confirm::Signed;
 use self::mask::{Masked, Ready};
 use self::share::Shared;
+pub(super) use self::share::digest as shares_digest;
 use self::unmask::Unmasked;
 use super::abort::Abort;
 use super::bitmap::ClientSet;
