@@ -1,5 +1,7 @@
 //! Tests of the protocol: vectors, drop-outs, attacks.
 
+mod dropouts;
+mod federation;
 mod known_answers;
 
 use serde_json::Value;
