@@ -1,0 +1,1 @@
+//! Stochastic rounding to integers, with and without a bound on the result.
