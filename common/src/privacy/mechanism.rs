@@ -98,6 +98,17 @@ impl Event {
         self.noise_standard_deviation / self.sensitivity
     }
 
+    /// The same event for a unit whose own share is all that protects it, everybody else being dishonest; noise that one
+    /// party adds is the same whoever is dishonest.
+    pub fn alone(self) -> Self {
+        let Noise::Skellam(shares) = self.noise else { return self };
+        Self {
+            noise: Noise::Skellam(SkellamShares { shares: 1, ..shares }),
+            noise_standard_deviation: shares.share_variance.sqrt(),
+            ..self
+        }
+    }
+
     /// The same mechanism, `count` times.
     pub fn times(self, count: u64) -> Self {
         Self { count, ..self }

@@ -13,7 +13,7 @@ pub mod skellam;
 pub use encode::{EncodeError, decode, encode};
 pub use plan::{Level, Plan, PlanError, Requirements, Scale};
 
-use super::accounting::{AccountingError, Guarantee};
+use super::accounting::{self, Accountant, AccountingError, Guarantee};
 use super::{Event, Unit};
 
 /// What `events` promise at `delta`, twice: with at most the colluders that the events were planned for, and if every other
@@ -26,6 +26,7 @@ pub fn guarantees(
     delta: f64,
     unit: Unit,
 ) -> Result<(Guarantee, Guarantee), AccountingError> {
-    let _ = (events, delta, unit);
-    unimplemented!()
+    let planned = accounting::epsilon(events, delta, unit, Accountant::Best)?;
+    let alone: Vec<Event> = events.iter().map(|event| event.alone()).collect();
+    Ok((planned, accounting::epsilon(&alone, delta, unit, Accountant::Best)?))
 }
