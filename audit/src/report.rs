@@ -62,6 +62,7 @@ fn event_words(event: &Event) -> String {
     let noise = match event.noise {
         Noise::Gaussian => "Gaussian noise",
         Noise::DiscreteGaussian => "discrete Gaussian noise",
+        Noise::Skellam(_) => "Skellam noise in shares",
     };
     let sampled = match event.sampling_rate {
         rate if rate < 1.0 => format!("Poisson samples at rate {rate}"),

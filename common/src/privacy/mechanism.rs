@@ -36,13 +36,37 @@ impl Unit {
 }
 
 /// How noise is distributed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Noise {
     /// A normal variate per coordinate.
     Gaussian,
     /// The discrete Gaussian on the integers, per coordinate (Canonne, Kamath and Steinke 2020).
     DiscreteGaussian,
+    /// Differences of two Poisson variates per coordinate, added in shares on an integer grid; the event's sensitivity
+    /// and standard deviation are in grid steps (Agarwal, Kairouz and Liu 2021, arXiv 2110.04995).
+    Skellam(SkellamShares),
+}
+
+/// Noise in shares, as the numbers that its accountant and an auditor start from. Lengths are in grid steps unless they say
+/// otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SkellamShares {
+    /// Shares that count: the fewest survivors with which a sum is released, less the colluders among them; from 1.
+    pub shares: u32,
+    /// Variance of one share per coordinate. The event's standard deviation is the root of `shares` times it.
+    pub share_variance: f64,
+    /// Coordinates, padding included. The sum of magnitudes that one unit adds follows from it and the sensitivity.
+    pub dimension: u32,
+    /// Grid steps per unit of the vector.
+    pub scale: f64,
+    /// Clip norm before rounding, in the vector's unit. `scale` times it is at most the event's sensitivity.
+    pub clip_norm: f64,
+    /// Probability, each time, that rounding exceeds the event's sensitivity: it is paid into delta.
+    pub rounding_failure: f64,
+    /// Total variation distance, each time, of all noise in the sum from exact noise: (1 + e^ε) times it is paid into delta.
+    pub sampler_distance: f64,
 }
 
 /// A noised sum over a Poisson sample, `count` times with the same parameters: what a ledger records and an
@@ -72,6 +96,17 @@ impl Event {
     /// The noise's standard deviation per sensitivity.
     pub fn noise_multiplier(&self) -> f64 {
         self.noise_standard_deviation / self.sensitivity
+    }
+
+    /// The same event for a unit whose own share is all that protects it, everybody else being dishonest; noise that one
+    /// party adds is the same whoever is dishonest.
+    pub fn alone(self) -> Self {
+        let Noise::Skellam(shares) = self.noise else { return self };
+        Self {
+            noise: Noise::Skellam(SkellamShares { shares: 1, ..shares }),
+            noise_standard_deviation: shares.share_variance.sqrt(),
+            ..self
+        }
     }
 
     /// The same mechanism, `count` times.

@@ -4,6 +4,7 @@
 //! honest parties whose update reached the sum; a party knows its own share, so at most one less than all.
 
 use super::rdp::{self, Bound};
+use crate::privacy::{Event, Noise, SkellamShares};
 
 /// Whole orders that are tried.
 const ORDERS: std::ops::RangeInclusive<u32> = 2..=128;
@@ -59,7 +60,7 @@ impl Shares {
     }
 
     /// Largest sum of magnitudes by which one unit changes the sum: integers of norm Δ have at most Δ² of it.
-    fn absolute_sensitivity(&self) -> f64 {
+    pub fn absolute_sensitivity(&self) -> f64 {
         self.sensitivity * (self.dimension as f64).sqrt().min(self.sensitivity)
     }
 
@@ -154,4 +155,124 @@ fn sampled(unsampled: &[f64], order: u32, rate: f64) -> f64 {
     }
     let ln = top + terms.iter().map(|term| (term - top).exp()).sum::<f64>().ln();
     (ln.max(0.0) / (alpha - 1.0)).min(whole)
+}
+
+/// Rényi divergence of whole order `order` ≥ 2, in the worse direction, of one sum over a Poisson sample of rate `rate`
+/// whose mechanism has the `unsampled` divergence of each whole order, if swapping the neighbours is a symmetry of it.
+///
+/// Noise that is as likely as its negative has that symmetry: x ↦ shift − x exchanges the two outputs. Then the mixture
+/// from the unmixed output is the larger direction (Mironov, Talwar and Zhang 2019, arXiv 1908.10530, Theorem 5), and its
+/// moment is a sum of unsampled moments with positive factors:
+/// ln\[Σ_{l=0}^α C(α,l)(1−q)^(α−l)q^l·e^((l−1)ε(l))\]/(α−1), with ε = 0 at l = 0 and 1. Bounds may be put for each ε(l).
+/// It is what Zhu and Wang's general bound becomes without its factor 3.
+pub(super) fn sampled_symmetric(unsampled: impl Fn(u32) -> f64, order: u32, rate: f64) -> f64 {
+    let whole = unsampled(order);
+    if rate == 1.0 {
+        return whole;
+    }
+    if !(rate > 0.0 && rate < 1.0) {
+        return if rate == 0.0 { 0.0 } else { f64::INFINITY };
+    }
+    let alpha = f64::from(order);
+    let (ln_in, ln_out) = (rate.ln(), (-rate).ln_1p());
+    let ln_whole = libm::lgamma(alpha + 1.0);
+    // With ε = 0 throughout the sum is 1: only what exceeds it is added up, so that a small divergence keeps its digits.
+    let excess = |taken: u32| {
+        let l = f64::from(taken);
+        let ln_binomial = ln_whole - libm::lgamma(l + 1.0) - libm::lgamma(alpha - l + 1.0);
+        let cost = (l - 1.0) * unsampled(taken);
+        // ln(e^cost − 1).
+        let beyond = if cost > 30.0 { cost + (-(-cost).exp()).ln_1p() } else { cost.exp_m1().ln() };
+        ln_binomial + (alpha - l) * ln_out + l * ln_in + beyond
+    };
+    let terms: Vec<f64> = (2..=order).map(excess).collect();
+    let top = terms.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    if top == f64::NEG_INFINITY {
+        return 0.0;
+    }
+    if !top.is_finite() {
+        return whole;
+    }
+    let ln = top + terms.iter().map(|term| (term - top).exp()).sum::<f64>().ln();
+    // ln(1 + e^ln).
+    let moment = if ln > 30.0 { ln + (-ln).exp().ln_1p() } else { ln.exp().ln_1p() };
+    (moment / (alpha - 1.0)).min(whole)
+}
+
+impl Event {
+    /// The shares of noise in an event, for their accountant; `None` for noise that one party adds.
+    pub fn shares(&self) -> Option<Shares> {
+        let Noise::Skellam(SkellamShares { shares, dimension, .. }) = self.noise else { return None };
+        Some(Shares {
+            noise: ShareNoise::Skellam,
+            honest: shares,
+            share_standard_deviation: self.noise_standard_deviation / f64::from(shares).sqrt(),
+            sensitivity: self.sensitivity,
+            dimension: dimension as usize,
+        })
+    }
+}
+
+/// What is paid into delta beside the accountants' own: the two ways in which noise in shares is not what is accounted for.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Failures {
+    /// Probability that some rounding exceeds its sensitivity: added to delta.
+    pub rounding: f64,
+    /// Total variation distance of all noise from exact noise: (1 + e^ε) times it is added to delta.
+    pub distance: f64,
+}
+
+impl Failures {
+    /// Those of all `events` together.
+    pub fn of(events: &[Event]) -> Self {
+        let mut failures = Self::default();
+        for event in events {
+            if let Noise::Skellam(SkellamShares { rounding_failure, sampler_distance, .. }) = event.noise {
+                failures.rounding += event.count as f64 * rounding_failure;
+                failures.distance += event.count as f64 * sampler_distance;
+            }
+        }
+        failures
+    }
+
+    /// Whether there are none.
+    pub fn are_none(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// What they add to the delta that goes with `epsilon`.
+    ///
+    /// Let M have a distance η from M*, which is (ε, δ)-private, on both neighbours: then M is private with
+    /// δ + (1 + e^ε)·η. A rounding that exceeds the sensitivity counts on one of the two only, as the other's can be taken
+    /// for it.
+    pub fn delta(&self, epsilon: f64) -> f64 {
+        // Nothing times an infinite number is nothing here.
+        let factor = if self.distance == 0.0 { 0.0 } else { 1.0 + epsilon.exp() };
+        self.rounding + factor * self.distance
+    }
+
+    /// The least epsilon, up to rounding, that is at least `at` of what is left of `delta` once these are paid; infinite
+    /// where nothing is left. `at` falls in delta.
+    pub(super) fn epsilon(&self, delta: f64, at: impl Fn(f64) -> Bound) -> Bound {
+        let none = Bound { value: f64::INFINITY, order: 2.0 };
+        let mut value = 0.0;
+        // What is left falls with epsilon, so the figures rise to the answer. Where the distance is not tiny the steps
+        // end only by running out of delta, or by the count.
+        for _ in 0..64 {
+            let left = delta - self.delta(value);
+            if left <= 0.0 || left.is_nan() {
+                return none;
+            }
+            let bound = at(left);
+            if bound.value <= value {
+                return bound;
+            }
+            // A little more, so that the next step finds it enough.
+            value = bound.value * (1.0 + 1e-9);
+            if at(delta - self.delta(value)).value <= value && self.delta(value) < delta {
+                return Bound { value, ..bound };
+            }
+        }
+        none
+    }
 }

@@ -8,6 +8,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::distributed::Failures;
 use super::rdp;
 use crate::privacy::Event;
 
@@ -17,6 +18,9 @@ const HIGHEST_ORDER: u32 = 1024;
 const ORDER_TOLERANCE: f64 = 0.01;
 /// Part of the budget that is withheld, so that errors of arithmetic, at most 1e−11 of a cost, never pass the cap.
 const WITHHELD: f64 = 1e-9;
+
+/// The epsilon up to which the reading of an account without a cap counts inexact noise in full.
+const UNCAPPED: f64 = 20.0;
 
 /// Why a filter cannot be opened or charged.
 #[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
@@ -126,6 +130,23 @@ pub fn default_order(epsilon: f64, delta: f64) -> Result<f64, FilterError> {
     (2..=HIGHEST_ORDER).find(enough).map(f64::from).ok_or(refused)
 }
 
+/// What `events` cost an account that adds divergences at `order` and promises `delta`: their divergence and, in its unit,
+/// what they pay into delta besides ([`Failures`]).
+///
+/// Failures of probability f in all leave δ − f for the conversion, which adds −ln(1 − f/δ)/(α − 1) to epsilon. Up to
+/// f = δ/2 that is at most 2·ln 2·f/(δ(α − 1)), so it can be added up like a divergence; and with a cap ε, whose budget is
+/// less than ε, charging at least 2ε·f/δ sees to it that f stays below δ/2. Without a cap there is no promise, and e^ε is
+/// taken for ε = 20.
+pub fn cost(events: &[Event], order: f64, delta: f64, cap: Option<f64>) -> f64 {
+    let divergence = rdp::composed(events, order);
+    let failures = Failures::of(events);
+    if failures.are_none() {
+        return divergence;
+    }
+    let per_part = (2.0 * std::f64::consts::LN_2 / (order - 1.0)).max(cap.map_or(0.0, |cap| 2.0 * cap));
+    divergence + per_part * failures.delta(cap.unwrap_or(UNCAPPED)) / delta
+}
+
 /// An account: its cap and what was charged to it.
 ///
 /// A charge must be durable before what it pays for begins, and may be given back only for what never began.
@@ -167,7 +188,8 @@ impl Filter {
 
     /// What `events` cost at the account's order.
     pub fn cost(&self, events: &[Event]) -> f64 {
-        rdp::composed(events, self.cap.order)
+        let Cap { epsilon, delta, order } = self.cap;
+        cost(events, order, delta, Some(epsilon))
     }
 
     /// Whether `events` can be paid for. Nothing is changed.

@@ -3,6 +3,7 @@
 //! Rényi differential privacy of order α adds up under composition (Mironov 2017, arXiv 1702.07476, Proposition 1), so
 //! an account is one number per order. Orders are real and above 1.
 
+use super::distributed::{Failures, sampled_symmetric};
 use super::sampled_gaussian::SampledGaussian;
 use crate::privacy::{Event, Noise};
 
@@ -16,6 +17,8 @@ const HIGHEST: f64 = 3e4;
 const REFINEMENTS: usize = 24;
 /// Whole orders that are all tried where only whole orders are claimed.
 const WHOLE_ORDERS: u32 = 64;
+/// The highest order that is claimed for noise in shares: its cost is a sum over all orders up to it.
+const HIGHEST_SHARED: u32 = 4096;
 
 /// A figure and the order that gave it.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -35,6 +38,9 @@ pub struct Bound {
 ///   sampled mechanism is a sum of its unsampled moments of orders 0 to α with positive factors, and each of those is
 ///   at most the Gaussian's (Canonne, Kamath and Steinke 2020, arXiv 2004.00010, Proposition 5). The other direction is
 ///   the smaller by the same theorem, as x ↦ shift − x exchanges the two outputs.
+/// - Skellam: an upper bound at whole orders, [`Shares::divergence`](super::distributed::Shares::divergence) and for a
+///   sample the sum over its orders 2 to α; α that is not whole takes the next, as divergences rise with the order. What
+///   is paid into delta besides is not in it: [`epsilon`] and [`delta`] count that.
 ///
 /// An event that is no mechanism (a rate outside \[0, 1\], noise that is not positive) costs infinity; nobody sampled
 /// costs nothing.
@@ -49,6 +55,14 @@ pub fn divergence(event: &Event, order: f64) -> f64 {
         return f64::INFINITY;
     }
     let order = if claims_whole_orders(event) { order.ceil() } else { order };
+    if let Some(shares) = event.shares() {
+        // An order beyond what can be summed is not claimed; its float may not be a count either.
+        if order > f64::from(HIGHEST_SHARED) {
+            return f64::INFINITY;
+        }
+        let at = |order| shares.divergence(order);
+        return event.count as f64 * sampled_symmetric(at, order as u32, event.sampling_rate);
+    }
     event.count as f64 * step.divergence(order)
 }
 
@@ -81,7 +95,17 @@ pub fn delta_at(divergence: f64, epsilon: f64, order: f64) -> f64 {
 }
 
 /// The smallest epsilon at `delta` that any order gives for `events`; infinite where none gives one.
+///
+/// What events pay into delta is taken from it first.
 pub fn epsilon(events: &[Event], delta: f64) -> Bound {
+    let failures = Failures::of(events);
+    if failures.are_none() {
+        return epsilon_without_failures(events, delta);
+    }
+    failures.epsilon(delta, |left| epsilon_without_failures(events, left))
+}
+
+fn epsilon_without_failures(events: &[Event], delta: f64) -> Bound {
     let at = |order: f64| {
         let divergence = composed(events, order);
         // A higher order has no smaller divergence, and of what the conversion adds only −ln δ/(α − 1) falls.
@@ -91,7 +115,7 @@ pub fn epsilon(events: &[Event], delta: f64) -> Bound {
     minimise(events, at)
 }
 
-/// The smallest delta at `epsilon` that any order gives for `events`, at most 1.
+/// The smallest delta at `epsilon` that any order gives for `events`, at most 1, with what they pay into it.
 pub fn delta(events: &[Event], epsilon: f64) -> Bound {
     let at = |order: f64| {
         let divergence = composed(events, order);
@@ -100,7 +124,8 @@ pub fn delta(events: &[Event], epsilon: f64) -> Bound {
         let hopeless = (order - 1.0) * (divergence - epsilon) > 1.0 + order.ln();
         (delta, if hopeless { f64::INFINITY } else { f64::NEG_INFINITY })
     };
-    minimise(events, at)
+    let bound = minimise(events, at);
+    Bound { value: (bound.value + Failures::of(events).delta(epsilon)).min(1.0), ..bound }
 }
 
 /// Minimises over the order what `at` gives: a figure, and what no higher order can go below.
@@ -113,6 +138,9 @@ fn minimise(events: &[Event], at: impl Fn(f64) -> (f64, f64)) -> Bound {
     let orders: Vec<f64> = if whole {
         let mut orders: Vec<f64> = (2..=WHOLE_ORDERS).map(f64::from).collect();
         orders.extend(spaced.map(f64::ceil).filter(|order| *order > f64::from(WHOLE_ORDERS)));
+        if events.iter().any(|event| event.shares().is_some()) {
+            orders.retain(|order| *order <= f64::from(HIGHEST_SHARED));
+        }
         orders
     } else {
         spaced.collect()
@@ -166,7 +194,11 @@ fn refine(best: Bound, low: f64, high: f64, whole: bool, at: impl Fn(f64) -> f64
     best
 }
 
-/// Whether only whole orders are claimed: for discrete noise over a sample.
+/// Whether only whole orders are claimed: for discrete noise over a sample, and for noise in shares.
 fn claims_whole_orders(event: &Event) -> bool {
-    event.noise == Noise::DiscreteGaussian && event.sampling_rate < 1.0
+    match event.noise {
+        Noise::Gaussian => false,
+        Noise::DiscreteGaussian => event.sampling_rate < 1.0,
+        Noise::Skellam(_) => true,
+    }
 }
