@@ -793,6 +793,7 @@ mod tests {
                 "without noise",
             ),
             (&CLIENT, &["compression.scheme=int8"], "sums whole updates"),
+            (&CLIENT, &["secure_aggregation.enabled=true"], "which must see it"),
             (&PRIVATE, &["privacy.noise_multiplier=0.0"], "noise_multiplier = 0"),
             (&PRIVATE, &["privacy.clip_norm=nan"], "clip_norm"),
             (&PRIVATE, &["privacy.delta=0.0"], "delta = 0"),
