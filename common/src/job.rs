@@ -325,7 +325,8 @@ impl Job {
         self.cohort.check(self.invited())?;
         self.privacy.as_ref().map_or(Ok(()), |privacy| privacy.check(self))?;
         self.secure_aggregation.as_ref().map_or(Ok(()), |masks| masks.check(self))?;
-        self.compression.as_ref().map_or(Ok(()), |compression| compression.check(self))
+        self.compression.as_ref().map_or(Ok(()), |compression| compression.check(self))?;
+        self.noise_plan().map(|_| ())
     }
 
     /// Whether clients add shares of noise under masks.

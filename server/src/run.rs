@@ -59,6 +59,9 @@ pub enum RunError {
         /// Why.
         error: ExchangeError,
     },
+    /// The operating system gave no random bytes.
+    #[error("run {0}: no random bytes for its secure-aggregation sessions")]
+    Random(RunId),
     /// The run's ledger.
     #[error(transparent)]
     Ledger(Box<LedgerError>),
@@ -245,6 +248,13 @@ fn noised_here(job: &Job) -> Option<&Privacy> {
     job.privacy.as_ref().filter(|privacy| privacy.mechanism == Mechanism::Gaussian)
 }
 
+impl Opening {
+    /// A run whose models `rule` makes: cohorts are drawn, nothing is written into a ledger, and masks are left out.
+    pub fn new(rule: Rule) -> Self {
+        Self { imposed: None, rule, ledger: None, coordinator: None }
+    }
+}
+
 /// One run, open in this process. After an error it must be dropped; opening it again resumes it.
 pub struct Run {
     id: RunId,
@@ -330,10 +340,14 @@ impl Run {
         let last = rounds.into_iter().rev().find(is_last);
         let contributors = last.map(|record| record.accepted().cloned().collect()).unwrap_or_default();
         let masking = match (&exchange, coordinator) {
-            (Exchange::Masked(_), Some(server)) => {
+            (Exchange::Masked(masked), Some(server)) => {
                 let support = support.as_ref().map(RoundSupport::digest);
                 let terms = Terms::of(&job, id).map_err(|error| RunError::Exchange { run: id, error })?;
-                Some(Masking { terms, server, support })
+                let mut secret = [0; 32];
+                rand::TryRng::try_fill_bytes(&mut rand::rngs::SysRng, &mut secret)
+                    .map_err(|_| RunError::Random(id))?;
+                let segments = masked.segment_count();
+                Some(Masking { terms, server, support, segments, secret })
             }
             _ => None,
         };
@@ -524,9 +538,7 @@ impl Run {
                 }
                 Effect::Fold { .. } => match (self.arriving.take(), &mut self.sum) {
                     (Some(Arriving::Plain(contribution)), _) => self.rule.add(contribution),
-                    (Some(Arriving::Masked(bytes)), Some(sum)) => sum
-                        .add(&bytes)
-                        .map_err(|error| RunError::Exchange { run: self.id, error })?,
+                    (Some(Arriving::Masked(bytes)), Some(sum)) => sum.add(&bytes),
                     _ => {}
                 },
                 Effect::Aggregate { unmask } => {
@@ -594,9 +606,10 @@ impl Run {
             (Some(masked), Some(mut sum)) => {
                 sum.unmask(unmask.unwrap_or_default(), UNMASKING_THREADS);
                 let support = self.support.as_ref().map(RoundSupport::indices);
-                match masked.open(sum, self.machine.job(), round, support) {
+                match masked.open(sum, round) {
                     Ok(opened) => {
-                        let next = masked.next_model(&self.model, &opened, self.machine.job(), round);
+                        let next =
+                            masked.next_model(&self.model, &opened, self.machine.job(), round, support);
                         summation = Some(opened);
                         next
                     }

@@ -3,14 +3,13 @@
 //! [`Plain`] updates are seen one by one, compressed if the job says so. [`Masked`] ones are integers modulo 2^b that are
 //! only ever seen as a sum. Both ends, and the simulator, compute both from the job alone.
 
+mod lanes;
 mod masked;
 mod plain;
 mod support;
 mod terms;
-#[cfg(test)]
-mod tests;
 
-pub use masked::{ClientValues, Encoded, Integers, Masked, MaskedSum, Summation};
+pub use masked::{ClientValues, Coins, Encoded, Integers, Masked, MaskedSum, Segment, Summation};
 pub use plain::{Plain, PlainUpdate};
 pub use support::RoundSupport;
 pub use terms::{SessionOf, Terms};
@@ -44,7 +43,9 @@ pub enum ExchangeError {
         found: usize,
     },
     /// The sum is not one that the clients can have sent.
-    #[error("the sum is out of its range: coordinate {index} is {value}, and {clients} clients reach ±{most} at most")]
+    #[error(
+        "the sum is out of its range: coordinate {index} is {value}, and {clients} clients reach ±{most} at most"
+    )]
     Range {
         /// The coordinate.
         index: usize,

@@ -342,7 +342,7 @@ impl RoundMachine {
                 }
             }
             // Its update is here, and its answers are still needed.
-            Phase::Collecting(Collecting { masked: Some(masked), .. }) => masked.disconnected(node),
+            Phase::Collecting(c) => c.masked.iter_mut().for_each(|masked| masked.disconnected(node)),
             Phase::Evaluating(e) if e.asked.get(node).is_some_and(Option::is_none) => {
                 e.asked.remove(node);
             }
@@ -453,9 +453,10 @@ impl RoundMachine {
     /// `session` is the attempt's journalled session, where it goes on.
     fn collect(&mut self, now: Time, attempt: AttemptRecord, session: Option<&[u8]>) {
         let invited = u32::try_from(attempt.cohort.len()).unwrap_or(u32::MAX);
-        let masked = self.masking.as_ref().map(|masking| {
-            Masked::open(now, masking, &self.job, &attempt, self.head.model, session)
-        });
+        let masked = self
+            .masking
+            .as_ref()
+            .map(|masking| Masked::open(now, masking, &self.job, &attempt, self.head.model, session));
         self.phase = Phase::Collecting(Box::new(Collecting {
             wanted: if self.imposed.is_some() { invited } else { self.job.cohort.size.min(invited) },
             deadline: now.plus_seconds(self.job.cohort.deadline_seconds),
@@ -583,7 +584,8 @@ impl RoundMachine {
         let (round, number) = (attempt.round, attempt.attempt);
         let bytes_down = bytes_down + masked.as_ref().map_or(0, Masked::bytes_sent);
         // A client sends one masked update for a round, whatever became of it: the round is not tried again.
-        let spent = outcome.is_err() && masked.as_ref().is_some_and(|masked| accepted > 0 || masked.was_resumed());
+        let spent =
+            outcome.is_err() && masked.as_ref().is_some_and(|masked| accepted > 0 || masked.was_resumed());
         match &outcome {
             Ok(model) => {
                 self.head = RunHead {

@@ -145,10 +145,8 @@ impl Masked {
 
     /// When the present step is closed at the latest; the collection ends with the attempt.
     pub(super) fn step_ends(&self) -> Option<Time> {
-        let by_messages = !matches!(
-            self.session.step(),
-            SessionStep::Collect | SessionStep::Opened | SessionStep::Over
-        );
+        let by_messages =
+            !matches!(self.session.step(), SessionStep::Collect | SessionStep::Opened | SessionStep::Over);
         (self.outcome.is_none() && by_messages).then_some(self.step_ends)
     }
 
