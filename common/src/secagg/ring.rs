@@ -124,23 +124,23 @@ macro_rules! lane {
     ($($lane:ty),*) => {$(
         impl Lane for $lane {
             const BYTES: usize = size_of::<Self>();
-            #[inline]
+            #[inline(always)]
             fn from_le_bytes(bytes: &[u8]) -> Self {
                 bytes.try_into().map_or(0, Self::from_le_bytes)
             }
-            #[inline]
+            #[inline(always)]
             fn from_low(bits: u64) -> Self {
                 bits as Self
             }
-            #[inline]
+            #[inline(always)]
             fn wide(self) -> u64 {
                 u64::from(self)
             }
-            #[inline]
+            #[inline(always)]
             fn wrapping_add(self, other: Self) -> Self {
                 self.wrapping_add(other)
             }
-            #[inline]
+            #[inline(always)]
             fn wrapping_sub(self, other: Self) -> Self {
                 self.wrapping_sub(other)
             }
@@ -221,7 +221,7 @@ impl Width {
     }
 
     /// Ones in the low b bits.
-    #[inline]
+    #[inline(always)]
     fn mask(self) -> u64 {
         u64::MAX >> (64 - self.0)
     }

@@ -168,6 +168,22 @@ impl Prepared {
     }
 }
 
+/// Arithmetic on lanes that the compiler turns into vector instructions. Every instruction set gives the same bits.
+pub(super) trait Vectorised {
+    /// What it returns.
+    type Output;
+    /// Does it. It and all it calls is `inline(always)`: what is inlined is compiled for its caller's instructions.
+    fn run(self) -> Self::Output;
+}
+
+/// Does `work` with the widest vectors of this processor.
+pub(super) fn vectorised<W: Vectorised>(work: W) -> W::Output {
+    #[cfg(target_arch = "x86_64")]
+    return x86::vectorised(work);
+    #[cfg(not(target_arch = "x86_64"))]
+    work.run()
+}
+
 /// Whether one stream reaches over `lanes` lanes from lane `offset`.
 fn check<L: Lane>(offset: u64, lanes: usize) -> Result<(), MaskError> {
     let end = offset.checked_add(lanes as u64).and_then(|end| end.checked_mul(L::BYTES as u64));

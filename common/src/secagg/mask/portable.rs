@@ -27,25 +27,28 @@ impl Cipher {
 
     /// Whole blocks from block `counter`.
     pub(super) fn blocks<L: Lane>(&self, operation: Operation, counter: u32, lanes: &mut [L]) {
+        match operation {
+            Operation::Add => self.combine(counter, lanes, |lane, word| lane.wrapping_add(word)),
+            Operation::Subtract => self.combine(counter, lanes, |lane, word| lane.wrapping_sub(word)),
+            Operation::Set => self.combine(counter, lanes, |_, word| word),
+        }
+    }
+
+    #[inline]
+    fn combine<L: Lane>(&self, mut counter: u32, lanes: &mut [L], combine: impl Fn(L, L) -> L) {
         let mut blocks = [Block::default(); TOGETHER];
-        let mut counter = counter;
         for lanes in lanes.chunks_mut(TOGETHER * BLOCK / L::BYTES) {
-            let needed = lanes.len() * L::BYTES / BLOCK;
-            let blocks = blocks.get_mut(..needed).unwrap_or_default();
-            for block in &mut *blocks {
-                let counted = self.iv.iter().copied().chain(counter.to_be_bytes());
-                block.iter_mut().zip(counted).for_each(|(to, from)| *to = from);
+            for Array(block) in &mut blocks {
+                let (iv, count) = block.split_at_mut(self.iv.len());
+                iv.copy_from_slice(&self.iv);
+                count.copy_from_slice(&counter.to_be_bytes());
                 counter = counter.wrapping_add(1);
             }
-            self.cipher.encrypt_blocks(blocks);
-            let words = blocks.iter().flat_map(|block| block.chunks_exact(L::BYTES));
-            for (lane, word) in lanes.iter_mut().zip(words) {
-                let word = L::from_le_bytes(word);
-                *lane = match operation {
-                    Operation::Add => lane.wrapping_add(word),
-                    Operation::Subtract => lane.wrapping_sub(word),
-                    Operation::Set => word,
-                };
+            self.cipher.encrypt_blocks(&mut blocks);
+            for (lanes, Array(block)) in lanes.chunks_mut(BLOCK / L::BYTES).zip(&blocks) {
+                for (lane, word) in lanes.iter_mut().zip(block.chunks_exact(L::BYTES)) {
+                    *lane = combine(*lane, L::from_le_bytes(word));
+                }
             }
         }
         blocks.iter_mut().for_each(|block| block.zeroize());

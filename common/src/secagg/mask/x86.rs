@@ -9,7 +9,7 @@ use zeroize::ZeroizeOnDrop;
 
 use super::super::keys::MaskKey;
 use super::super::ring::Lane;
-use super::{BLOCK, Operation};
+use super::{BLOCK, Operation, Vectorised};
 
 /// Round keys of AES-128.
 const ROUND_KEYS: usize = 11;
@@ -96,6 +96,33 @@ impl Schedule {
             Width::One => unsafe { one::blocks::<L, OPERATION>(self, counter, lanes) },
         }
     }
+}
+
+/// Runs `work`, compiled for the widest vectors of this processor.
+pub(super) fn vectorised<W: Vectorised>(work: W) -> W::Output {
+    if is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vl")
+    {
+        // SAFETY: the processor has these instructions.
+        unsafe { on_avx512(work) }
+    } else if is_x86_feature_detected!("avx2") {
+        // SAFETY: as above.
+        unsafe { on_avx2(work) }
+    } else {
+        work.run()
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+fn on_avx512<W: Vectorised>(work: W) -> W::Output {
+    work.run()
+}
+
+#[target_feature(enable = "avx2")]
+fn on_avx2<W: Vectorised>(work: W) -> W::Output {
+    work.run()
 }
 
 /// The key schedule of AES-128 (FIPS 197, section 5.2).
