@@ -5,6 +5,7 @@ use chacha20poly1305::{ChaCha20Poly1305, Key, Nonce};
 use ed25519_dalek::{Signature, Signer as _, SigningKey, VerifyingKey};
 use hkdf::Hkdf;
 use sha2::Sha256;
+use subtle::ConstantTimeEq as _;
 use x25519_dalek::{PublicKey as DhPublicKey, StaticSecret, x25519};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
@@ -27,6 +28,29 @@ impl Secret {
         let mut secret = Self([0; 32]);
         rng.fill_bytes(&mut secret.0);
         secret
+    }
+
+    /// Fresh bytes of an X25519 scalar in its one canonical form.
+    ///
+    /// X25519 ignores five of the bits. If they were free, shares that are wrong in these alone would recover a secret
+    /// with the right public key, and the holders of the right shares would be blamed.
+    pub(crate) fn random_scalar(rng: &mut impl rand::CryptoRng) -> Self {
+        let mut secret = Self::random(rng);
+        secret.clamp();
+        secret
+    }
+
+    fn clamp(&mut self) {
+        let [first, .., last] = &mut self.0;
+        *first &= 0xf8;
+        *last = *last & 0x7f | 0x40;
+    }
+
+    /// Whether these are the bytes of a scalar in canonical form with this public key.
+    pub(crate) fn is_scalar_of(&self, public: &[u8; 32]) -> bool {
+        let mut canonical = self.clone();
+        canonical.clamp();
+        canonical.0.ct_eq(&self.0).into() && public_of(self) == *public
     }
 }
 

@@ -4,7 +4,7 @@ use zeroize::Zeroizing;
 
 use super::super::abort::Abort;
 use super::super::bitmap::ClientSet;
-use super::super::keys::{MaskKey, MaskTerm, Secret, Sign, agree, commit, public_of};
+use super::super::keys::{MaskKey, MaskTerm, Secret, Sign, agree, commit};
 use super::super::messages::{Late, ToClient, Unmask};
 use super::super::shamir::{HeldShare, WeightCache, recover};
 use super::journal::Record;
@@ -129,7 +129,7 @@ impl Session {
             }
             let shares = self.unmasks.iter().map(|(holder, unmask)| (*holder, unmask.dead.as_slice()));
             let secret = self.recovered(&mut cache, &mut faults, index, shares, |secret| {
-                public_of(secret) == dead.mask_key
+                secret.is_scalar_of(&dead.mask_key)
             })?;
             for other in living {
                 let other = group.entry(other).ok_or(Abort::Over)?;
