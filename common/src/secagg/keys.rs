@@ -6,7 +6,7 @@ use ed25519_dalek::{Signature, Signer as _, SigningKey, VerifyingKey};
 use hkdf::Hkdf;
 use sha2::Sha256;
 use subtle::ConstantTimeEq as _;
-use x25519_dalek::{PublicKey as DhPublicKey, StaticSecret, x25519};
+use x25519_dalek::{PublicKey as DhPublicKey, StaticSecret};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use super::bitmap::ClientSet;
@@ -139,9 +139,8 @@ pub(crate) fn public_of(secret: &Secret) -> [u8; 32] {
 
 /// X25519(secret, public), or none if `public` is a point of low order, which yields zero for every secret.
 pub(crate) fn agree(secret: &Secret, public: &[u8; 32]) -> Option<Secret> {
-    let shared = Secret(x25519(secret.0, *public));
-    let zero = shared.0.iter().fold(0, |any, byte| any | byte) == 0;
-    (!zero).then_some(shared)
+    let shared = StaticSecret::from(secret.0).diffie_hellman(&DhPublicKey::from(*public));
+    shared.was_contributory().then(|| Secret(shared.to_bytes()))
 }
 
 /// Whether a public key is a point of low order, with which no secret can be agreed.

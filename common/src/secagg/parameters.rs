@@ -111,7 +111,7 @@ impl Rules {
     /// Graph and threshold for a roster of `clients`, computed alike by the coordinator and by every client.
     ///
     /// Up to [`COMPLETE_CLIENTS`] the graph is complete and t = ⌊2n/3⌋ + 1; above, the smallest Harary graph that
-    /// satisfies the conditions of [`harary`].
+    /// is safe but for 2^-[`SIGMA`] and completes but for 2^-[`ETA`] under the assumed fractions.
     ///
     /// # Errors
     /// [`ParameterError`] if the rules or the size are outside the compiled floors, or no graph fits.
@@ -223,7 +223,7 @@ impl Hypergeometric {
         Self { probabilities: (0..=draws).map(probability).collect() }
     }
 
-    /// P[X > x] for x = 0, 1, …, draws; summed from the small end.
+    /// Probabilities of more than x, for x = 0, 1, …, draws; summed from the small end.
     fn upper_tails(&self) -> Vec<f64> {
         let mut sum = 0.0;
         let mut tails: Vec<f64> = self
@@ -240,7 +240,7 @@ impl Hypergeometric {
         tails
     }
 
-    /// P[X < x] for x = 0, 1, …, draws.
+    /// Probabilities of less than x, for x = 0, 1, …, draws.
     fn lower_tails(&self) -> Vec<f64> {
         let mut sum = 0.0;
         self.probabilities

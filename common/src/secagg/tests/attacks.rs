@@ -286,6 +286,32 @@ fn a04_false_drop_outs_cut_the_graph() {
         }
     }
 
+    // On a ring the own signature does not count: one less than the threshold of neighbours is too few.
+    for enough in [false, true] {
+        let (mut node, session, index, neighbours) = ready_on_a_ring(count, &agreement);
+        node.upload();
+        let alive = ClientSet::of(count, 0..count);
+        let text = signed::alive(&session, &alive);
+        node.receive(ToClient::Alive { session: session.tag(), alive }).unwrap();
+        let mut identities: Vec<(ClientId, SigningKey)> =
+            (0..usize::from(count)).map(|other| (ClientId::of(&name(other)), identity(other))).collect();
+        identities.sort_by_key(|(id, _)| *id);
+        let signers = usize::from(parameters.threshold) - usize::from(!enough);
+        let by = |signer: u16| (signer, sign(&identities[usize::from(signer)].1, &text));
+        let mut signatures: Vec<_> = neighbours.iter().take(signers).map(|signer| by(*signer)).collect();
+        // Nor do those of clients that are no neighbours.
+        let strangers = (0..count).filter(|other| *other != index && !neighbours.contains(other)).take(5);
+        signatures.extend(strangers.map(by).chain([by(index)]));
+        signatures.sort_unstable();
+        let outcome = node.receive(ToClient::AliveSigs { session: session.tag(), signatures });
+        if enough {
+            assert!(matches!(&outcome.unwrap()[..], [ToServer::Unmask(_)]));
+        } else {
+            let (valid, needed) = (parameters.threshold - 1, parameters.threshold);
+            assert_eq!(ended(&mut node, outcome), Abort::Unconfirmed { valid, needed });
+        }
+    }
+
     // A complete graph: fewer than the threshold left, or more than policy allows.
     let policy = ClientPolicy { maximum_dropout_per_million: 100_000, ..lenient() };
     let mut federation = Federation::with(6, super::federation::agreement(), |own| {
@@ -421,7 +447,9 @@ fn a06_two_rosters() {
     assert_eq!(ended(federation.node(1), outcome), Abort::Contradiction("roster"));
 
     // Malformed ones.
-    let cases: [(fn(&mut Vec<Entry>), fn(&Abort) -> bool); 4] = [
+    type Change = fn(&mut Vec<Entry>);
+    type Expected = fn(&Abort) -> bool;
+    let cases: [(Change, Expected); 4] = [
         (|entries| entries.swap(0, 1), |abort| matches!(abort, Abort::Roster(RosterError::Order(_)))),
         (
             |entries| entries.push(entries.last().unwrap().clone()),

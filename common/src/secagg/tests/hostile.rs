@@ -9,9 +9,11 @@ use crate::secagg::context::ClientId;
 use crate::secagg::messages::{MAXIMUM_MESSAGE_BYTES, MessageError, ToClient, ToServer};
 use crate::secagg::server::Step;
 
-/// Every message of a session with a drop-out and a silent survivor: to clients and to the coordinator, with the
-/// client's id.
-fn harvest(count: usize) -> (Vec<(ClientId, Vec<u8>)>, Vec<(ClientId, Vec<u8>)>) {
+/// Messages of one direction, with the client's id.
+type Captured = Vec<(ClientId, Vec<u8>)>;
+
+/// Every message of a session with a drop-out and a silent survivor: to clients and to the coordinator.
+fn harvest(count: usize) -> (Captured, Captured) {
     let mut federation = Federation::new(count);
     let (mut down, mut up) = (Vec::new(), Vec::new());
     for node in federation.nodes.values() {

@@ -142,6 +142,29 @@ fn a_node_that_comes_back_in_time() {
     assert_eq!(federation.run(|_, _| false).unwrap(), federation.plain_sum(0..4));
 }
 
+/// Answers that were lost with a connection are sent again, and taken once.
+#[test]
+fn answers_that_were_lost_are_sent_again() {
+    let mut federation = Federation::new(4);
+    for step in [Step::Shares, Step::Collect, Step::Confirm, Step::Unmask, Step::Opened] {
+        // Nothing of this step's answers arrives, then all of it twice.
+        while let Some((id, message)) = federation.queue.pop_front() {
+            federation.nodes.get_mut(&id).unwrap().receive(message).unwrap();
+        }
+        for id in federation.ids.clone() {
+            let answers: Vec<_> = federation.nodes[&id].session.resend().into_iter().collect();
+            federation.answer(id, answers.clone());
+            federation.answer(id, answers);
+        }
+        federation.upload();
+        assert!(federation.server.awaits().is_empty(), "{step:?}");
+        federation.close();
+        assert_eq!(federation.server.step(), step);
+    }
+    assert_eq!(federation.outcome.clone().unwrap().unwrap(), federation.plain_sum(0..4));
+    assert!(federation.faults.is_empty());
+}
+
 /// Each step says whom it waits for, and it is over when nobody is left.
 #[test]
 fn steps_name_those_that_they_wait_for() {
