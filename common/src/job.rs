@@ -621,7 +621,7 @@ mod tests {
             (&["secure_aggregation.enabled=false", "secure_aggregation.value_bits=8"], "masks nothing"),
             (&["compression.scheme=none", "compression.density=0.1"], "sends whole updates"),
             (&["secure_aggregation.enabled=true", "cohort.minimum=2"], "hides nobody"),
-            (&["secure_aggregation.enabled=true", "secure_aggregation.value_bits=33"], "value_bits = 33"),
+            (&["secure_aggregation.enabled=true", "secure_aggregation.value_bits=23"], "value_bits = 23"),
             (
                 &["secure_aggregation.enabled=true", "secure_aggregation.coordinate_limit=0.0"],
                 "coordinate_limit",

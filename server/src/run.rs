@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use tributary_common::aggregate::{
@@ -23,9 +24,6 @@ use tributary_common::time::Time;
 use crate::ledger::{Ledger, LedgerError};
 use crate::round::{Aggregated, Dismissal, Effect, ImposedSets, Input, Masking, RoundMachine, Start};
 use crate::store::{RunHead, Store, StoreError, StoredRun};
-
-/// Threads that take masks off a sum.
-const UNMASKING_THREADS: usize = 4;
 
 /// Why a run cannot go on in this process. What was committed is safe; open the run again to resume it.
 #[derive(Debug, thiserror::Error)]
@@ -268,8 +266,8 @@ pub struct Run {
     sum: Option<MaskedSum>,
     /// The coordinates of the open round's masked updates, where they are not all.
     support: Option<RoundSupport>,
-    /// Digest of the support's scores, as they are stored.
-    scores: Option<Digest>,
+    /// Digest of the support's state, as it is stored.
+    support_state: Option<Digest>,
     /// Absent in a simulation without `[privacy]`.
     ledger: Option<Ledger>,
     /// The update that is being taken in, until the machine says whether to fold it.
@@ -321,12 +319,9 @@ impl Run {
         }
         let exchange = Exchange::of(&job).map_err(|error| RunError::Exchange { run: id, error })?;
         let mut rule = rule.of(id, &job, &head)?;
-        let scores = head.scores;
-        let support = match scores {
-            Some(digest) => {
-                let next = head.published.saturating_add(1);
-                RoundSupport::after(&job, next, store.model(digest)?.to_vec())
-            }
+        let support_state = head.support;
+        let support = match support_state {
+            Some(digest) => RoundSupport::stored(&job, &store.state(digest)?).map(Some),
             None => RoundSupport::first(&job),
         };
         let support = support.map_err(|error| RunError::Exchange { run: id, error })?;
@@ -378,7 +373,7 @@ impl Run {
             rule,
             sum,
             support,
-            scores,
+            support_state,
             ledger,
             arriving: None,
         };
@@ -538,7 +533,9 @@ impl Run {
                 }
                 Effect::Fold { .. } => match (self.arriving.take(), &mut self.sum) {
                     (Some(Arriving::Plain(contribution)), _) => self.rule.add(contribution),
-                    (Some(Arriving::Masked(bytes)), Some(sum)) => sum.add(&bytes),
+                    (Some(Arriving::Masked(bytes)), Some(sum)) => {
+                        sum.add(&bytes).map_err(|error| RunError::Exchange { run: self.id, error })?
+                    }
                     _ => {}
                 },
                 Effect::Aggregate { unmask } => {
@@ -553,7 +550,8 @@ impl Run {
                     self.perform(now, effects, outgoing)?;
                 }
                 Effect::Commit { record, head } => {
-                    let head = RunHead { clip_norm: self.rule.clip_norm(), scores: self.scores, ..head };
+                    let head =
+                        RunHead { clip_norm: self.rule.clip_norm(), support: self.support_state, ..head };
                     self.store.commit_round(self.id, &record, &head)?;
                     self.store.collect_garbage()?;
                     if let Some(ledger) = &mut self.ledger {
@@ -604,9 +602,11 @@ impl Run {
         let mut summation = None;
         let next = match (self.exchange.masked(), self.sum.take()) {
             (Some(masked), Some(mut sum)) => {
-                sum.unmask(unmask.unwrap_or_default(), UNMASKING_THREADS);
-                let support = self.support.as_ref().map(RoundSupport::indices);
-                match masked.open(sum, round) {
+                let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+                let support = self.support.as_ref();
+                let opened =
+                    sum.unmask(unmask.unwrap_or_default(), threads).and_then(|()| masked.open(sum, round));
+                match opened {
                     Ok(opened) => {
                         let next =
                             masked.next_model(&self.model, &opened, self.machine.job(), round, support);
@@ -628,7 +628,7 @@ impl Run {
             let next = support
                 .next(self.machine.job(), round, summation)
                 .map_err(|error| RunError::Exchange { run: self.id, error })?;
-            self.scores = next.scores().map(|scores| self.store.put_model(scores)).transpose()?;
+            self.support_state = Some(self.store.put_state(&next.state())?);
             self.support = Some(next);
         }
         let support = self.support.as_ref().map(RoundSupport::digest);

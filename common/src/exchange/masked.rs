@@ -1,17 +1,18 @@
 //! A masked update: integers modulo 2^b in segments, of which the coordinator only ever sees the sum.
 
-use rand::RngExt as _;
+use std::num::NonZeroUsize;
 
-use super::ExchangeError;
-use super::lanes::Lanes;
+use super::support::{RoundSupport, ballot, vote_seed};
+use super::{Coins, ExchangeError};
 use crate::aggregate::AggregateError;
+use crate::compression::residual::{off_support, unsent};
 use crate::digest::Digest;
 use crate::job::{Job, JobError};
 use crate::privacy::distributed::{self, Plan};
-use crate::privacy::noise::SecretRng;
 use crate::record::Summed;
-use crate::rng::Stream;
 use crate::secagg::keys::MaskTerm;
+use crate::secagg::ring::{Fixed, RingError, RingVector, Weight, Width};
+use crate::secagg::sum::{MaskedSum as SegmentSum, of_segment};
 
 /// Place of the update's values among the segments.
 const VALUES: u8 = 0;
@@ -32,26 +33,24 @@ pub struct Segment {
     /// How many integers.
     pub length: usize,
     /// Bits b of each: sums are taken modulo 2^b.
-    pub width: u32,
+    pub width: Width,
 }
 
 impl Segment {
     fn bytes(&self) -> usize {
-        Lanes::packed_bytes(self.width, self.length)
+        // It fits memory, or the job was refused.
+        self.width.packed_bytes(self.length).unwrap_or(usize::MAX)
     }
 }
 
 /// How values become integers.
 #[derive(Debug, Clone)]
 enum Arithmetic {
-    /// Fixed point: a value x of a client of weight w is ⌊x·w/W·s + u⌋, with s·limit = Q = 2^(v−1) − 1.
+    /// Fixed point, weighted.
     Fixed {
-        /// Largest magnitude of a value.
-        limit: f64,
-        /// Q.
-        most: i64,
+        fixed: Fixed,
         /// W: the largest weight; every client's, where all weigh the same.
-        weight_limit: u64,
+        weight_limit: u32,
     },
     /// On the grid of a noise share.
     Noised(Box<Plan>),
@@ -63,8 +62,6 @@ pub struct Masked {
     parameters: usize,
     arithmetic: Arithmetic,
     segments: Vec<Segment>,
-    /// Votes of one client, 0 without them.
-    votes: usize,
     seed: u64,
     keeps_residual: bool,
 }
@@ -78,37 +75,15 @@ pub struct ClientValues<'a> {
     pub examples: u64,
     /// Mean training loss; used without `[privacy]` alone.
     pub loss: Option<f64>,
-    /// What earlier updates left out, all parameters; `None` where nothing is kept.
-    pub residual: Option<&'a [f32]>,
-}
-
-/// Where the coins of rounding, and noise, come from.
-#[derive(Debug)]
-pub enum Coins {
-    /// A named stream: without `[privacy]`, so that a masked sum is the unmasked one to the last bit.
-    Public(Stream),
-    /// Secret bits: with `[privacy]`.
-    Secret(SecretRng),
-}
-
-impl Coins {
-    fn uniform(&mut self) -> f64 {
-        let bits = match self {
-            Coins::Public(stream) => stream.random::<u32>(),
-            Coins::Secret(rng) => rng.random::<u32>(),
-        };
-        f64::from(bits >> 8) / f64::from(1 << 24)
-    }
 }
 
 /// A client's integers, segment after segment; masked once [`Integers::mask`] was called.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Integers {
-    segments: Vec<Lanes>,
+    segments: Vec<RingVector>,
 }
 
 /// An encoded update.
-#[derive(Debug)]
 pub struct Encoded {
     /// What is to be masked and sent.
     pub integers: Integers,
@@ -120,26 +95,33 @@ pub struct Encoded {
 
 impl Integers {
     /// Adds the masks.
-    pub fn mask(&mut self, terms: &[MaskTerm]) {
-        for term in terms {
-            if let Some(segment) = self.segments.get_mut(usize::from(term.segment)) {
-                segment.apply(&term.key, term.sign);
-            }
+    ///
+    /// # Errors
+    /// [`ExchangeError::Ring`].
+    pub fn mask(&mut self, terms: &[MaskTerm]) -> Result<(), ExchangeError> {
+        for (place, segment) in (0..).zip(&mut self.segments) {
+            segment.mask(of_segment(terms, place), NonZeroUsize::MIN)?;
         }
+        Ok(())
     }
 
     /// The bytes that are sent: each segment packed, and padded to a whole byte.
-    pub fn to_bytes(&self) -> Vec<u8> {
+    ///
+    /// # Errors
+    /// [`ExchangeError::Ring`].
+    pub fn to_bytes(&self) -> Result<Vec<u8>, ExchangeError> {
         let mut bytes = Vec::new();
-        self.segments.iter().for_each(|segment| segment.pack(&mut bytes));
-        bytes
+        for segment in &self.segments {
+            bytes.extend(segment.pack()?);
+        }
+        Ok(bytes)
     }
 }
 
 /// The sum of masked updates.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct MaskedSum {
-    segments: Vec<Lanes>,
+    segments: Vec<(Segment, SegmentSum)>,
     updates: u32,
 }
 
@@ -155,7 +137,7 @@ pub struct Summation {
     /// What came with it.
     pub summed: Option<Summed>,
     /// Σ of the votes.
-    pub votes: Vec<u64>,
+    pub votes: Vec<u32>,
 }
 
 impl Masked {
@@ -173,29 +155,28 @@ impl Masked {
         let invited = job.invited();
         let (arithmetic, values) = match job.noise_plan()? {
             Some(plan) => {
-                let segment = Segment { length: plan.padded, width: plan.width };
+                let segment = Segment { length: plan.padded, width: Width::new(plan.width)? };
                 (Arithmetic::Noised(Box::new(plan)), segment)
             }
             None => {
-                let most = (1i64 << (masks.value_bits() - 1)) - 1;
-                let width = width(most as u64, invited)
-                    .ok_or_else(|| invalid("[secure_aggregation] sums need more than 64 bits".into()))?;
-                let weight_limit = if job.privacy.is_none() { u64::from(masks.weight_limit()) } else { 1 };
-                let fixed = Arithmetic::Fixed { limit: masks.coordinate_limit(), most, weight_limit };
-                (fixed, Segment { length: coordinates, width })
+                let fixed = Fixed::new(masks.value_bits(), masks.coordinate_limit() as f32)?;
+                let weight_limit = if job.privacy.is_none() { masks.weight_limit() } else { 1 };
+                let width = fixed.width(u64::from(invited))?;
+                (Arithmetic::Fixed { fixed, weight_limit }, Segment { length: coordinates, width })
             }
         };
         let mut segments = vec![values];
-        let mut votes = 0;
         if job.privacy.is_none() {
-            segments.push(Segment { length: COUNTS_LENGTH, width: COUNT_BITS });
-            if let Some(cells) = super::support::votes(job)? {
-                segments.push(Segment { length: cells.cells, width: cells.width });
-                votes = cells.votes;
+            segments.push(Segment { length: COUNTS_LENGTH, width: Width::new(COUNT_BITS)? });
+            if let Some((ballot, bits)) = ballot(job)? {
+                segments.push(Segment { length: ballot.cells(), width: Width::new(bits)? });
             }
         }
+        for segment in &segments {
+            segment.width.packed_bytes(segment.length)?;
+        }
         let keeps_residual = job.has_error_feedback();
-        Ok(Self { parameters, arithmetic, segments, votes, seed: job.seed, keeps_residual })
+        Ok(Self { parameters, arithmetic, segments, seed: job.seed, keeps_residual })
     }
 
     /// The segments of an update, in order.
@@ -222,82 +203,58 @@ impl Masked {
         }
     }
 
-    /// Encodes a client's update for `round`. `support` holds the coordinates that are sent, ascending; `None` means all.
+    /// Encodes a client's update for `round`; what earlier ones left out is added to its values already. `support` says
+    /// which coordinates are sent; `None` means all.
     ///
     /// # Errors
-    /// [`ExchangeError::Length`], [`ExchangeError::Noise`].
+    /// [`ExchangeError::Length`], [`ExchangeError::Noise`], or a value that is not finite where nothing is private.
     pub fn encode(
         &self,
         update: &ClientValues<'_>,
         round: u32,
-        support: Option<&[u32]>,
+        support: Option<&RoundSupport>,
         coins: &mut Coins,
     ) -> Result<Encoded, ExchangeError> {
         self.check_length(self.parameters, update.values.len())?;
-        if let Some(residual) = update.residual {
-            self.check_length(self.parameters, residual.len())?;
-        }
-        let whole: Vec<f32> = match update.residual {
-            Some(residual) => update.values.iter().zip(residual).map(|(value, left)| value + left).collect(),
-            None => update.values.to_vec(),
-        };
-        let sent: Vec<f32> = match support {
-            Some(support) => {
-                support.iter().map(|at| whole.get(*at as usize).copied().unwrap_or(0.0)).collect()
-            }
-            None => whole.clone(),
-        };
+        let gathered = support.map(|support| support.support().gather(update.values)).transpose()?;
+        let sent = gathered.as_deref().unwrap_or(update.values);
         let mut cut = 0;
-        let (integers, back) = match &self.arithmetic {
-            Arithmetic::Fixed { limit, most, weight_limit } => {
-                let weight = update.examples.clamp(1, *weight_limit) as f64 / *weight_limit as f64;
-                let scale = *most as f64 / limit;
-                let mut integers = Vec::with_capacity(sent.len());
-                let mut back = Vec::with_capacity(sent.len());
-                for value in &sent {
-                    let value = f64::from(*value);
-                    let kept = if value.is_finite() { value.clamp(-limit, *limit) } else { 0.0 };
-                    cut += usize::from(kept != value);
-                    let integer = (kept * weight * scale + coins.uniform()).floor();
-                    let integer = (integer as i64).clamp(-most, *most);
-                    integers.push(integer);
-                    back.push((integer as f64 / (weight * scale)) as f32);
+        let mut carried = Vec::new();
+        let first = self.segments.first().ok_or_else(|| ExchangeError::Bytes("no segment".into()))?;
+        let values = match &self.arithmetic {
+            Arithmetic::Fixed { fixed, weight_limit } => {
+                let parts = update.examples.clamp(1, u64::from(*weight_limit)) as u32;
+                let weight = Weight::new(parts, *weight_limit)?;
+                let encoded = fixed.encode(first.width, sent, weight, &mut coins.key_stream())?;
+                cut = encoded.clipped;
+                if self.keeps_residual {
+                    let share = f64::from(parts) / f64::from(*weight_limit);
+                    carried = fixed.decode(encoded.vector.signed(), share).collect();
                 }
-                (integers, back)
+                encoded.vector
             }
             Arithmetic::Noised(plan) => {
-                let Coins::Secret(rng) = coins else {
-                    return Err(ExchangeError::Noise("the coins of noised updates are secret".into()));
-                };
                 let seed = rotation_seed(self.seed, round);
-                let integers = distributed::encode(&sent, plan, &seed, rng)
+                let integers = distributed::encode(sent, plan, &seed, coins.secret()?)
                     .map_err(|error| ExchangeError::Noise(error.to_string()))?;
-                (integers, Vec::new())
+                wrapped(first.width, &integers)?
             }
         };
-        let mut residual = None;
-        if self.keeps_residual {
-            let mut left = whole.clone();
-            match support {
-                Some(support) => {
-                    for (at, back) in support.iter().zip(&back) {
-                        if let Some(left) = left.get_mut(*at as usize) {
-                            *left -= back;
-                        }
-                    }
+        let residual = self.keeps_residual.then(|| match support {
+            Some(support) => off_support(update.values, support.support(), &carried),
+            None => unsent(update.values, &carried),
+        });
+        let mut segments = vec![values];
+        for (place, segment) in (0u8..).zip(&self.segments).skip(1) {
+            let integers: Vec<i64> = match (place, support.and_then(RoundSupport::ballot)) {
+                (COUNTS, _) => self.counts(update),
+                (_, Some(ballot)) => {
+                    let votes = ballot.cast(update.values, &vote_seed(self.seed, round))?;
+                    votes.into_iter().map(i64::from).collect()
                 }
-                None => left.iter_mut().zip(&back).for_each(|(left, back)| *left -= back),
-            }
-            residual = Some(left);
-        }
-        let mut segments = Vec::with_capacity(self.segments.len());
-        for (place, segment) in self.segments.iter().enumerate() {
-            let values = match place as u8 {
-                VALUES => integers.clone(),
-                COUNTS => self.counts(update),
-                _ => super::support::ballot(&whole, self.votes, segment.length, self.seed, round),
+                (_, None) => vec![0; segment.length],
             };
-            segments.push(Lanes::from_signed(segment.width, &values));
+            segments.push(RingVector::from_signed(segment.width, &integers)?);
         }
         Ok(Encoded { integers: Integers { segments }, residual, cut })
     }
@@ -307,13 +264,13 @@ impl Masked {
         let examples = update.examples.min(MOST_COUNT);
         let loss = update.loss.filter(|loss| loss.is_finite()).unwrap_or(0.0).max(0.0);
         let millionths = (loss * 1e6 * examples as f64).min(MOST_COUNT as f64);
-        vec![update.examples.clamp(1, weight_limit) as i64, examples as i64, millionths as i64]
+        vec![update.examples.clamp(1, u64::from(weight_limit)) as i64, examples as i64, millionths as i64]
     }
 
-    /// Refuses bytes that are no update.
+    /// Refuses bytes that are no update: of another length, or with bits behind a segment's end.
     ///
     /// # Errors
-    /// [`ExchangeError::Bytes`].
+    /// [`ExchangeError::Bytes`], [`ExchangeError::Ring`].
     pub fn check(&self, bytes: &[u8]) -> Result<(), ExchangeError> {
         let (found, expected) = (bytes.len() as u64, self.update_bytes());
         if found == expected {
@@ -327,7 +284,7 @@ impl Masked {
 
     /// An empty sum.
     pub fn sum(&self) -> MaskedSum {
-        let zeros = |segment: &Segment| Lanes::zeros(segment.width, segment.length);
+        let zeros = |segment: &Segment| (*segment, SegmentSum::new(segment.width, segment.length));
         MaskedSum { segments: self.segments.iter().map(zeros).collect(), updates: 0 }
     }
 
@@ -337,40 +294,45 @@ impl Masked {
     /// [`ExchangeError::Range`] if honest clients cannot have sent what was summed.
     pub fn open(&self, sum: MaskedSum, round: u32) -> Result<Summation, ExchangeError> {
         let MaskedSum { segments, updates } = sum;
-        let segment = |place: u8| segments.get(usize::from(place));
-        let integers: Vec<i64> = segment(VALUES).map(|lanes| lanes.signed().collect()).unwrap_or_default();
-        let (values, mut weight) = match &self.arithmetic {
-            Arithmetic::Fixed { limit, most, .. } => {
-                let reach = most.saturating_mul(i64::from(updates));
-                let out = integers.iter().position(|value| value.unsigned_abs() > reach.unsigned_abs());
-                if let Some(index) = out {
-                    let value = integers.get(index).copied().unwrap_or_default();
-                    return Err(ExchangeError::Range { index, value, clients: updates, most: reach });
-                }
-                let step = limit / *most as f64;
-                (integers.iter().map(|value| *value as f64 * step).collect(), f64::from(updates))
+        let segment = |place: u8| segments.get(usize::from(place)).map(|(_, sum)| sum);
+        let integers: Vec<i64> = segment(VALUES).map(|sum| sum.signed().collect()).unwrap_or_default();
+        let mut weight = f64::from(updates);
+        let values: Vec<f64> = match &self.arithmetic {
+            Arithmetic::Fixed { fixed, .. } => {
+                self.check_range(&integers, u64::from(fixed.bound()) * u64::from(updates), updates)?;
+                integers.iter().map(|value| *value as f64 / fixed.scale()).collect()
             }
             Arithmetic::Noised(plan) => {
+                // The box of each client, and twelve deviations of the noise of all.
+                let noise = 12.0 * (f64::from(updates) * plan.share_variance).sqrt();
+                let most = u64::from(plan.box_bound) * u64::from(updates) + noise.ceil() as u64;
+                self.check_range(&integers, most, updates)?;
                 let seed = rotation_seed(self.seed, round);
-                let values = distributed::decode(&integers, plan, &seed)
-                    .map_err(|error| ExchangeError::Bytes(error.to_string()))?;
-                (values, f64::from(updates))
+                distributed::decode(&integers, plan, &seed)
+                    .map_err(|error| ExchangeError::Bytes(error.to_string()))?
             }
         };
         let mut summed = None;
         if let (Some(counts), Arithmetic::Fixed { weight_limit, .. }) = (segment(COUNTS), &self.arithmetic) {
             let counts: Vec<u64> = counts.signed().map(|value| value as u64).collect();
             let count = |place: usize| counts.get(place).copied().unwrap_or_default();
-            let most = weight_limit.saturating_mul(u64::from(updates));
+            let most = u64::from(*weight_limit).saturating_mul(u64::from(updates));
             let reach = MOST_COUNT.saturating_mul(u64::from(updates));
             if !(u64::from(updates)..=most).contains(&count(0)) || count(1) > reach || count(2) > reach {
                 let value = count(0) as i64;
-                return Err(ExchangeError::Range { index: 0, value, clients: updates, most: most as i64 });
+                return Err(ExchangeError::Range { index: 0, value, clients: updates, most });
             }
-            weight = count(0) as f64 / *weight_limit as f64;
+            weight = count(0) as f64 / f64::from(*weight_limit);
             summed = Some(Summed { weight: count(0), examples: count(1), loss_millionths: count(2) });
         }
-        let votes = segment(VOTES).map(|lanes| lanes.signed().map(|value| value.unsigned_abs()).collect());
+        let narrow = |value: i64| u32::try_from(value.unsigned_abs()).unwrap_or(u32::MAX);
+        let width = segments.get(usize::from(VOTES)).map(|(segment, _)| segment.width);
+        // Votes fill their width: the highest bit is no sign.
+        let lift = |value: i64| match width {
+            Some(width) if value < 0 => value + (1i64 << width.bits()),
+            _ => value,
+        };
+        let votes = segment(VOTES).map(|sum| sum.signed().map(|value| narrow(lift(value))).collect());
         Ok(Summation { values, weight, updates, summed, votes: votes.unwrap_or_default() })
     }
 
@@ -387,7 +349,7 @@ impl Masked {
         opened: &Summation,
         job: &Job,
         round: u32,
-        support: Option<&[u32]>,
+        support: Option<&RoundSupport>,
     ) -> Result<Vec<f32>, AggregateError> {
         if opened.updates == 0 || opened.weight <= 0.0 {
             return Err(AggregateError::Empty);
@@ -408,7 +370,8 @@ impl Masked {
         };
         match support {
             Some(support) => {
-                support.iter().zip(&opened.values).for_each(|(at, value)| step(*at as usize, *value));
+                let indices = support.support().indices().iter().zip(&opened.values);
+                indices.for_each(|(at, value)| step(*at as usize, *value));
             }
             None => opened.values.iter().enumerate().for_each(|(at, value)| step(at, *value)),
         }
@@ -418,43 +381,56 @@ impl Masked {
     fn check_length(&self, expected: usize, found: usize) -> Result<(), ExchangeError> {
         if expected == found { Ok(()) } else { Err(ExchangeError::Length { expected, found }) }
     }
+
+    /// Refuses a sum that honest clients cannot have sent.
+    fn check_range(&self, integers: &[i64], most: u64, clients: u32) -> Result<(), ExchangeError> {
+        match integers.iter().enumerate().find(|(_, value)| value.unsigned_abs() > most) {
+            Some((index, value)) => Err(ExchangeError::Range { index, value: *value, clients, most }),
+            None => Ok(()),
+        }
+    }
 }
 
 impl MaskedSum {
-    /// Adds an update, masked or not. Its length was checked with [`Masked::check`].
-    pub fn add(&mut self, bytes: &[u8]) {
+    /// Adds an update, masked or not, that [`Masked::check`] let pass.
+    ///
+    /// # Errors
+    /// [`ExchangeError::Ring`] for one that it would not have; the sum is then of no use.
+    pub fn add(&mut self, bytes: &[u8]) -> Result<(), ExchangeError> {
         let mut rest = bytes;
-        for segment in &mut self.segments {
-            let length = segment.packed_len().min(rest.len());
-            let (own, after) = rest.split_at(length);
-            segment.add_packed(own);
+        for (segment, sum) in &mut self.segments {
+            let (own, after) = rest.split_at_checked(segment.bytes()).unwrap_or((rest, &[]));
+            sum.add_packed(own)?;
             rest = after;
         }
         self.updates += 1;
+        Ok(())
     }
 
     /// Applies masks to the sum, with up to `threads` threads.
-    pub fn unmask(&mut self, terms: &[MaskTerm], threads: usize) {
-        let _ = threads;
-        for term in terms {
-            if let Some(segment) = self.segments.get_mut(usize::from(term.segment)) {
-                segment.apply(&term.key, term.sign);
-            }
+    ///
+    /// # Errors
+    /// [`ExchangeError::Ring`].
+    pub fn unmask(&mut self, terms: &[MaskTerm], threads: NonZeroUsize) -> Result<(), ExchangeError> {
+        for (place, (_, sum)) in (0..).zip(&mut self.segments) {
+            sum.unmask(terms, place, threads)?;
         }
+        Ok(())
     }
 }
 
-/// b = ⌈log₂(2·n·Q + 1)⌉: sums of n integers of at most Q stay within ±2^(b−1) − 1. At most 64.
-fn width(most: u64, clients: u32) -> Option<u32> {
-    let reach = u128::from(most) * u128::from(clients);
-    let bits = (2 * reach + 1).next_power_of_two().trailing_zeros().max(2);
-    (bits <= 64).then_some(bits)
+/// Integers reduced modulo 2^b: noise may take one out of the width, rarely.
+fn wrapped(width: Width, integers: &[i64]) -> Result<RingVector, RingError> {
+    let above = 64 - width.bits();
+    // The one value that has no opposite stands for the next to it.
+    let wrap = |value: &i64| (value << above >> above).max(-width.largest());
+    RingVector::from_signed(width, &integers.iter().map(wrap).collect::<Vec<i64>>())
 }
 
 /// The public seed of a round's rotation.
 fn rotation_seed(seed: u64, round: u32) -> [u8; 32] {
-    let mut bytes = seed.to_le_bytes().to_vec();
+    let mut bytes = b"tributary rotation v1".to_vec();
+    bytes.extend(seed.to_le_bytes());
     bytes.extend(round.to_le_bytes());
-    bytes.extend(b"tributary rotation v1");
     Digest::of(&bytes).0
 }

@@ -3,18 +3,22 @@
 //! [`Plain`] updates are seen one by one, compressed if the job says so. [`Masked`] ones are integers modulo 2^b that are
 //! only ever seen as a sum. Both ends, and the simulator, compute both from the job alone.
 
-mod lanes;
+mod coins;
 mod masked;
 mod plain;
 mod support;
 mod terms;
 
-pub use masked::{ClientValues, Coins, Encoded, Integers, Masked, MaskedSum, Segment, Summation};
+pub use coins::Coins;
+pub use masked::{ClientValues, Encoded, Integers, Masked, MaskedSum, Segment, Summation};
 pub use plain::{Plain, PlainUpdate};
 pub use support::RoundSupport;
 pub use terms::{SessionOf, Terms};
 
+use crate::compression::DecodeError;
+use crate::compression::support::SupportError;
 use crate::job::{Job, JobError};
+use crate::secagg::ring::RingError;
 
 /// How the updates of a job travel.
 #[derive(Debug, Clone)]
@@ -54,11 +58,23 @@ pub enum ExchangeError {
         /// Clients in the sum.
         clients: u32,
         /// Largest magnitude.
-        most: i64,
+        most: u64,
     },
+    /// Integers that do not fit, or values that are no numbers.
+    #[error(transparent)]
+    Ring(#[from] RingError),
+    /// A support that does not fit.
+    #[error(transparent)]
+    Support(#[from] SupportError),
     /// There is no noise to be had.
     #[error("no noise, so no update: {0}")]
     Noise(String),
+}
+
+impl From<DecodeError> for ExchangeError {
+    fn from(error: DecodeError) -> Self {
+        ExchangeError::Bytes(error.to_string())
+    }
 }
 
 impl Exchange {

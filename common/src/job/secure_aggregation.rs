@@ -6,8 +6,8 @@ use super::{Job, JobError, Mechanism};
 use crate::document::Schema;
 use crate::limits;
 
-/// Most bits of one client's value: with the largest cohort a sum still fits into 64 bits.
-const MOST_VALUE_BITS: u32 = 32;
+/// Most bits of one client's value: an `f32` has 24.
+const MOST_VALUE_BITS: u32 = 22;
 /// Fewest members of a cohort, and fewest survivors: fewer would hide nobody.
 pub const MINIMUM_SURVIVORS: u32 = 3;
 
@@ -41,7 +41,7 @@ pub struct SecureAggregation {
     /// What the coordinator may do.
     #[serde(default)]
     pub level: Level,
-    /// Bits of one client's value, sign included, 2 to 32. Not with `mechanism = "distributed"`, whose grid follows
+    /// Bits of one client's value, sign included, 2 to 22. Not with `mechanism = "distributed"`, whose grid follows
     /// from its noise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub value_bits: Option<u32>,

@@ -398,7 +398,8 @@ impl Actor {
                 _ => None,
             };
             // Without ledgers, in a test, nobody asks who the coordinator is.
-            let coordinator = Some(self.ledgers.as_ref().map_or([0; 32], |ledgers| ledgers.coordinator().0.0));
+            let coordinator =
+                Some(self.ledgers.as_ref().map_or([0; 32], |ledgers| ledgers.coordinator().0.0));
             let opening = Opening { imposed: None, rule, ledger, coordinator };
             let opened = job.and_then(|_| Run::open(self.store.clone(), id, now, opening));
             let (mut run, mut outgoing) = match opened {

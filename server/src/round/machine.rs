@@ -594,7 +594,7 @@ impl RoundMachine {
                     model: *model,
                     state: RunState::Running,
                     clip_norm: None,
-                    scores: None,
+                    support: None,
                 };
             }
             Err(Abandonment::Stopped) => self.head.state = RunState::Stopped,

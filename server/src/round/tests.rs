@@ -83,7 +83,7 @@ impl World {
             model: Digest::of(b"initial"),
             state: RunState::Running,
             clip_norm: None,
-            scores: None,
+            support: None,
         };
         let disk = Disk { head, open: None, records: Vec::new(), evaluated: BTreeSet::new() };
         Self::start(job, disk, Time(1_000_000), None)

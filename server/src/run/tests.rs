@@ -172,10 +172,14 @@ impl AggregationRule for Counting {
 fn what_a_rule_makes_is_published_only_if_it_is_a_model() {
     let finish = |rule| {
         let store = submitted();
-        let mut run =
-            Run::open(Arc::clone(&store), ID, Time(1000), Opening::new(Rule::Own(Box::new(Counting(rule, 0)))))
-                .unwrap()
-                .0;
+        let mut run = Run::open(
+            Arc::clone(&store),
+            ID,
+            Time(1000),
+            Opening::new(Rule::Own(Box::new(Counting(rule, 0)))),
+        )
+        .unwrap()
+        .0;
         for index in 0..3 {
             run.handle(Time(1000), Input::Connected { node: name(index), role: Role::Trainer }).unwrap();
         }
@@ -263,7 +267,8 @@ fn an_update_counts_once_and_only_in_its_round() {
 fn what_cannot_be_run_is_refused_in_words() {
     let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
     let model = store.put_model(&[0.0; 4]).unwrap();
-    let error = |id| Run::open(Arc::clone(&store), id, Time(0), Opening::new(mean())).unwrap_err().to_string();
+    let error =
+        |id| Run::open(Arc::clone(&store), id, Time(0), Opening::new(mean())).unwrap_err().to_string();
     assert!(error(RunId(9)).contains("does not exist"));
     store.create_run(RunId(1), "name = 1", model, Time(0)).unwrap();
     assert!(error(RunId(1)).contains("cannot be run"));

@@ -80,7 +80,7 @@ pub(super) fn token(number: u32) -> TokenRecord {
 }
 
 pub(super) fn head(published: u32, attempt: u32, model: Digest) -> RunHead {
-    RunHead { published, attempt, model, state: RunState::Running, clip_norm: None, scores: None }
+    RunHead { published, attempt, model, state: RunState::Running, clip_norm: None, support: None }
 }
 
 /// All that can be read without taking anything out.
@@ -179,7 +179,7 @@ fn a_run_starts_queued_at_its_initial_model(store: &dyn Store) {
         model: initial,
         state: RunState::Queued,
         clip_norm: None,
-        scores: None,
+        support: None,
     };
     let expected = StoredRun { run: RUN, job_toml, submitted: Time(u64::MAX), head, open_attempt: None };
     assert_eq!(store.run(RUN).unwrap(), expected);

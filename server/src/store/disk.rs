@@ -192,6 +192,18 @@ impl Store for SledStore {
         Ok(Arc::new(values))
     }
 
+    fn put_state(&self, state: &[u8]) -> Result<Digest, StoreError> {
+        let digest = Digest::of(state);
+        self.models.put(digest, std::iter::once(state.to_vec()))?;
+        Ok(digest)
+    }
+
+    fn state(&self, digest: Digest) -> Result<Vec<u8>, StoreError> {
+        let mut state = Vec::new();
+        self.models.read(digest, |part| state.extend_from_slice(part))?;
+        Ok(state)
+    }
+
     fn collect_garbage(&self) -> Result<usize, StoreError> {
         // Inside a write, so that no run comes to name a model that is being deleted.
         self.database.write(|_| {
@@ -220,7 +232,7 @@ impl Store for SledStore {
                 model: initial,
                 state: RunState::Queued,
                 clip_norm: None,
-                scores: None,
+                support: None,
             };
             write.put(job_key(run), &JobEntry { job_toml: job_toml.to_owned(), submitted })?;
             write.put(run_key(run), &RunEntry { head, initial, ended: 0, open_attempt: None })

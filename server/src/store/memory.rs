@@ -24,6 +24,7 @@ pub struct MemoryStore {
 #[derive(Debug, Default)]
 struct State {
     models: BTreeMap<Digest, Parameters>,
+    states: BTreeMap<Digest, Vec<u8>>,
     runs: BTreeMap<RunId, Run>,
     tokens: BTreeMap<Digest, TokenRecord>,
     nodes: BTreeMap<NodeName, NodeRecord>,
@@ -49,7 +50,11 @@ impl State {
     }
 
     fn check_model(&self, digest: Digest) -> Result<(), StoreError> {
-        if self.models.contains_key(&digest) { Ok(()) } else { Err(missing_model(digest)) }
+        if self.models.contains_key(&digest) || self.states.contains_key(&digest) {
+            Ok(())
+        } else {
+            Err(missing_model(digest))
+        }
     }
 }
 
@@ -82,13 +87,25 @@ impl Store for MemoryStore {
         self.lock().models.get(&digest).cloned().ok_or_else(|| missing_model(digest))
     }
 
+    fn put_state(&self, state: &[u8]) -> Result<Digest, StoreError> {
+        let digest = Digest::of(state);
+        self.lock().states.insert(digest, state.to_vec());
+        Ok(digest)
+    }
+
+    fn state(&self, digest: Digest) -> Result<Vec<u8>, StoreError> {
+        let missing = || StoreError::Missing { what: "state", name: digest.to_string() };
+        self.lock().states.get(&digest).cloned().ok_or_else(missing)
+    }
+
     fn collect_garbage(&self) -> Result<usize, StoreError> {
         let mut state = self.lock();
         let named: BTreeSet<Digest> =
             state.runs.values().flat_map(|run| run.stored.head.named().chain([run.initial])).collect();
-        let before = state.models.len();
+        let before = state.models.len() + state.states.len();
         state.models.retain(|digest, _| named.contains(digest));
-        Ok(before - state.models.len())
+        state.states.retain(|digest, _| named.contains(digest));
+        Ok(before - state.models.len() - state.states.len())
     }
 
     fn create_run(
@@ -109,7 +126,7 @@ impl Store for MemoryStore {
             model: initial,
             state: RunState::Queued,
             clip_norm: None,
-            scores: None,
+            support: None,
         };
         let stored = StoredRun { run, job_toml: job_toml.to_owned(), submitted, head, open_attempt: None };
         state.runs.insert(

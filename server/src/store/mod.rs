@@ -104,15 +104,15 @@ pub struct RunHead {
     /// The clip norm that the next round begins with, where it adapts: it follows from what was noised.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clip_norm: Option<f64>,
-    /// Under masks with top-k: the scores from which the next round's support follows, stored like a model.
+    /// Under masks with top-k: the state of the next round's support.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub scores: Option<Digest>,
+    pub support: Option<Digest>,
 }
 
 impl RunHead {
-    /// What must stay stored for the run to go on: its model, and its scores if it has any.
+    /// What must stay stored for the run to go on: its model, and its support's state if it has one.
     pub fn named(&self) -> impl Iterator<Item = Digest> + use<> {
-        [self.model].into_iter().chain(self.scores)
+        [self.model].into_iter().chain(self.support)
     }
 }
 
@@ -180,7 +180,13 @@ pub trait Store: Send + Sync {
     /// Reads a model and checks its digest. Missing: [`StoreError::Missing`]; wrong bytes: [`StoreError::Damaged`].
     fn model(&self, digest: Digest) -> Result<Parameters, StoreError>;
 
-    /// Deletes every model that no run names (initial model, last published model, scores). Returns how many.
+    /// Stores the state of a support under the digest of its bytes, durable on return.
+    fn put_state(&self, state: &[u8]) -> Result<Digest, StoreError>;
+
+    /// Reads a state and checks its digest.
+    fn state(&self, digest: Digest) -> Result<Vec<u8>, StoreError>;
+
+    /// Deletes every model that no run names (initial model, last published model), and every state. Returns how many.
     fn collect_garbage(&self) -> Result<usize, StoreError>;
 
     /// Creates a run in state [`RunState::Queued`] with nothing published and attempt 1; its initial model must
@@ -209,7 +215,7 @@ pub trait Store: Send + Sync {
     fn session(&self, run: RunId) -> Result<Option<Vec<u8>>, StoreError>;
 
     /// Ends an attempt, in one atomic write: appends `record`, replaces the head, clears the open attempt
-    /// and its session. The head's model and scores must be stored already.
+    /// and its session. The head's model and support must be stored already.
     fn commit_round(&self, run: RunId, record: &RoundRecord, head: &RunHead) -> Result<(), StoreError>;
 
     /// Appends an evaluation; one of the same round replaces it.
