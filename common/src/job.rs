@@ -325,7 +325,8 @@ impl Job {
         self.cohort.check(self.invited())?;
         self.privacy.as_ref().map_or(Ok(()), |privacy| privacy.check(self))?;
         self.secure_aggregation.as_ref().map_or(Ok(()), |masks| masks.check(self))?;
-        self.compression.as_ref().map_or(Ok(()), |compression| compression.check(self))
+        self.compression.as_ref().map_or(Ok(()), |compression| compression.check(self))?;
+        self.noise_plan().map(|_| ())
     }
 
     /// Whether clients add shares of noise under masks.
@@ -793,6 +794,7 @@ mod tests {
                 "without noise",
             ),
             (&CLIENT, &["compression.scheme=int8"], "sums whole updates"),
+            (&CLIENT, &["secure_aggregation.enabled=true"], "which must see it"),
             (&PRIVATE, &["privacy.noise_multiplier=0.0"], "noise_multiplier = 0"),
             (&PRIVATE, &["privacy.clip_norm=nan"], "clip_norm"),
             (&PRIVATE, &["privacy.delta=0.0"], "delta = 0"),

@@ -9,6 +9,7 @@ pub mod aggregate;
 pub mod compression;
 pub mod digest;
 pub mod document;
+pub mod exchange;
 pub mod ids;
 pub mod job;
 pub mod ledger;

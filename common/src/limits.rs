@@ -11,7 +11,7 @@ pub const ROUNDS: u32 = 1_000_000;
 /// Most members of one cohort, over-selection included.
 pub const COHORT_MEMBERS: u32 = 100_000;
 /// Most members of one cohort whose updates are masked: every client gets everybody's keys in one message.
-pub const MASKED_COHORT_MEMBERS: u32 = 5_000;
+pub const MASKED_COHORT_MEMBERS: u32 = 4096;
 /// Most parameters of one model: 2^36, or 256 GiB of `f32`.
 pub const MODEL_PARAMETERS: u64 = 1 << 36;
 /// Most named tensors of one model.

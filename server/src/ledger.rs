@@ -55,6 +55,11 @@ impl Ledgers {
         Ok(Self { dir, key, coordinator, name: NodeName::literal("coordinator") })
     }
 
+    /// Who the coordinator is.
+    pub fn coordinator(&self) -> CoordinatorId {
+        self.coordinator
+    }
+
     /// The ledger of a run, begun if there is none.
     ///
     /// # Errors

@@ -11,16 +11,21 @@ use tributary_common::aggregate::{
     AddNoise, AggregateError, AggregationRule, ClientLevel, Contribution, WeightedMean, check_model,
 };
 use tributary_common::digest::Digest;
+use tributary_common::exchange::{Exchange, ExchangeError, Masked, MaskedSum, RoundSupport, Terms};
 use tributary_common::ids::{NodeName, RunId};
 use tributary_common::job::{Job, JobError, Mechanism, MetricsRelease, Privacy};
 use tributary_common::ledger::head::SignedHead;
-use tributary_common::model::{Layout, Parameters, from_bytes};
-use tributary_common::record::RunEvent;
+use tributary_common::model::{Layout, Parameters, from_bytes, to_bytes};
+use tributary_common::record::{RoundRecord, RunEvent};
+use tributary_common::secagg::keys::MaskTerm;
 use tributary_common::time::Time;
 
 use crate::ledger::{Ledger, LedgerError};
-use crate::round::{Dismissal, Effect, ImposedSets, Input, RoundMachine, Start};
+use crate::round::{Aggregated, Dismissal, Effect, ImposedSets, Input, Masking, RoundMachine, Start};
 use crate::store::{RunHead, Store, StoreError, StoredRun};
+
+/// Threads that take masks off a sum.
+const UNMASKING_THREADS: usize = 4;
 
 /// Why a run cannot go on in this process. What was committed is safe; open the run again to resume it.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +51,17 @@ pub enum RunError {
         /// Parameters of the job's model.
         expected: usize,
     },
+    /// The run's updates cannot travel as its job asks.
+    #[error("run {run}: {error}")]
+    Exchange {
+        /// The run.
+        run: RunId,
+        /// Why.
+        error: ExchangeError,
+    },
+    /// The operating system gave no random bytes.
+    #[error("run {0}: no random bytes for its secure-aggregation sessions")]
+    Random(RunId),
     /// The run's ledger.
     #[error(transparent)]
     Ledger(Box<LedgerError>),
@@ -140,6 +156,20 @@ pub enum Payload {
 }
 
 impl Payload {
+    /// The bytes, if there are no more than `most`: a longer payload is cut there, and is then none of the right length.
+    fn into_bytes(self, most: u64) -> std::io::Result<Vec<u8>> {
+        Ok(match self {
+            Payload::Values(values) => to_bytes(&values),
+            Payload::Bytes(bytes) => bytes,
+            Payload::File(mut file) => {
+                file.seek(SeekFrom::Start(0))?;
+                let mut bytes = Vec::new();
+                file.take(most.saturating_add(1)).read_to_end(&mut bytes)?;
+                bytes
+            }
+        })
+    }
+
     /// The values; or how many there are, where that is not `parameters`.
     fn into_values(self, parameters: usize) -> std::io::Result<Result<Arc<Vec<f32>>, usize>> {
         const PART_BYTES: usize = 1 << 20;
@@ -218,6 +248,13 @@ fn noised_here(job: &Job) -> Option<&Privacy> {
     job.privacy.as_ref().filter(|privacy| privacy.mechanism == Mechanism::Gaussian)
 }
 
+impl Opening {
+    /// A run whose models `rule` makes: cohorts are drawn, nothing is written into a ledger, and masks are left out.
+    pub fn new(rule: Rule) -> Self {
+        Self { imposed: None, rule, ledger: None, coordinator: None }
+    }
+}
+
 /// One run, open in this process. After an error it must be dropped; opening it again resumes it.
 pub struct Run {
     id: RunId,
@@ -225,11 +262,39 @@ pub struct Run {
     machine: RoundMachine,
     layout: Layout,
     model: Parameters,
+    exchange: Exchange,
     rule: Box<dyn AggregationRule>,
+    /// The sum of masked updates, in place of the rule's.
+    sum: Option<MaskedSum>,
+    /// The coordinates of the open round's masked updates, where they are not all.
+    support: Option<RoundSupport>,
+    /// Digest of the support's scores, as they are stored.
+    scores: Option<Digest>,
     /// Absent in a simulation without `[privacy]`.
     ledger: Option<Ledger>,
     /// The update that is being taken in, until the machine says whether to fold it.
-    arriving: Option<Contribution>,
+    arriving: Option<Arriving>,
+}
+
+/// An update that was checked.
+enum Arriving {
+    /// Values.
+    Plain(Contribution),
+    /// The bytes of a masked one, of the right length.
+    Masked(Vec<u8>),
+}
+
+/// How a run begins, beside what the store holds of it.
+pub struct Opening {
+    /// Accepted sets of an earlier run, in place of the drawing of cohorts.
+    pub imposed: Option<ImposedSets>,
+    /// What makes each round's model.
+    pub rule: Rule,
+    /// What the run promises and publishes is written into it.
+    pub ledger: Option<Ledger>,
+    /// Who the coordinator is, for secure-aggregation sessions: a hash of its certificate authority. `None` leaves the
+    /// masks out where the job asks for them, which gives the same sums: for a simulation.
+    pub coordinator: Option<[u8; 32]>,
 }
 
 impl std::fmt::Debug for Run {
@@ -240,17 +305,13 @@ impl std::fmt::Debug for Run {
 
 impl Run {
     /// Opens a stored run: starts it, or resumes it where the store says that it stood.
-    ///
-    /// `imposed` replaces the drawing of cohorts by the accepted sets of an earlier run. What the run promises and
-    /// publishes is written into `ledger`, if there is one.
     pub fn open(
         store: Arc<dyn Store>,
         id: RunId,
         now: Time,
-        imposed: Option<ImposedSets>,
-        rule: Rule,
-        mut ledger: Option<Ledger>,
+        opening: Opening,
     ) -> Result<(Self, Vec<Outgoing>), RunError> {
+        let Opening { imposed, rule, mut ledger, coordinator } = opening;
         let StoredRun { job_toml, head, open_attempt, .. } = store.run(id)?;
         let job = Job::parse(&job_toml).map_err(|error| RunError::Job { run: id, error })?;
         let layout = job.layout().map_err(|error| RunError::Job { run: id, error })?;
@@ -258,21 +319,69 @@ impl Run {
         if model.len() != layout.parameters() {
             return Err(RunError::Model { run: id, found: model.len(), expected: layout.parameters() });
         }
+        let exchange = Exchange::of(&job).map_err(|error| RunError::Exchange { run: id, error })?;
         let mut rule = rule.of(id, &job, &head)?;
+        let scores = head.scores;
+        let support = match scores {
+            Some(digest) => {
+                let next = head.published.saturating_add(1);
+                RoundSupport::after(&job, next, store.model(digest)?.to_vec())
+            }
+            None => RoundSupport::first(&job),
+        };
+        let support = support.map_err(|error| RunError::Exchange { run: id, error })?;
         let evaluated = store.evaluations(id)?.iter().any(|record| record.round == head.published);
         let model_bytes = layout.parameters() as u64 * 4;
         let rounds = store.rounds(id)?;
         if let Some(ledger) = &mut ledger {
             ledger.catch_up(&rounds, now)?;
         }
-        let last = rounds.into_iter().rev().find(|record| record.round == head.published);
+        let is_last = |record: &RoundRecord| record.round == head.published && !record.spent;
+        let last = rounds.into_iter().rev().find(is_last);
         let contributors = last.map(|record| record.accepted().cloned().collect()).unwrap_or_default();
+        let masking = match (&exchange, coordinator) {
+            (Exchange::Masked(masked), Some(server)) => {
+                let support = support.as_ref().map(RoundSupport::digest);
+                let terms = Terms::of(&job, id).map_err(|error| RunError::Exchange { run: id, error })?;
+                let mut secret = [0; 32];
+                rand::TryRng::try_fill_bytes(&mut rand::rngs::SysRng, &mut secret)
+                    .map_err(|_| RunError::Random(id))?;
+                let segments = masked.segment_count();
+                Some(Masking { terms, server, support, segments, secret })
+            }
+            _ => None,
+        };
+        let session = masking.as_ref().map(|_| store.session(id)).transpose()?.flatten();
         let job = Arc::new(job);
-        let start = Start { job, model_bytes, head, open_attempt, evaluated, contributors, imposed };
+        let start = Start {
+            job,
+            model_bytes,
+            head,
+            open_attempt,
+            evaluated,
+            contributors,
+            imposed,
+            masking,
+            session,
+        };
         let (machine, effects) = RoundMachine::new(now, start);
         // An attempt that was under way is not journalled again.
         rule.begin(machine.head().published.saturating_add(1), layout.parameters());
-        let mut run = Self { id, store, machine, layout, model, rule, ledger, arriving: None };
+        let sum = exchange.masked().map(Masked::sum);
+        let mut run = Self {
+            id,
+            store,
+            machine,
+            layout,
+            model,
+            exchange,
+            rule,
+            sum,
+            support,
+            scores,
+            ledger,
+            arriving: None,
+        };
         let mut outgoing = Vec::new();
         run.perform(now, effects, &mut outgoing)?;
         Ok((run, outgoing))
@@ -320,8 +429,7 @@ impl Run {
 
     /// Fewest and most bytes of an update.
     pub fn update_bytes(&self) -> (u64, u64) {
-        let bytes = self.layout.parameters() as u64 * 4;
-        (bytes, bytes)
+        self.exchange.update_bytes()
     }
 
     /// Updates that the open attempt still waits for; none without an open attempt.
@@ -358,36 +466,61 @@ impl Run {
         if self.machine.wants(&node, round).is_none() {
             return Ok(Vec::new());
         }
-        let expected = self.layout.parameters();
-        let values =
-            payload.into_values(expected).map_err(|error| RunError::Staged { node: node.clone(), error })?;
+        let arriving = self.read(&node, examples, payload)?;
         let private = self.job().privacy.is_some();
         let before = self.ledger.as_ref().filter(|_| private).and_then(|ledger| ledger.payload_of(&node));
         if before.is_some_and(|before| digest.is_some_and(|now| now != before)) {
             let detail = "another payload than in an earlier attempt: one charge pays for one payload".into();
             return self.handle(now, Input::Refused { node, round, bytes, detail });
         }
-        let at_client_level = noised_here(self.job()).is_some();
-        let contribution =
-            values.map_err(|found| AggregateError::WrongLength { expected, found }).and_then(|values| {
-                match Contribution::new(node.clone(), examples, values, expected) {
-                    // A refusal would be on record, and tell what the noise is to hide.
-                    Err(_) if at_client_level => Ok(Contribution::nothing(node.clone(), expected)),
-                    contribution => contribution,
-                }
-            });
-        // Nor may the record hold the digest of what was not noised yet.
-        let digest = digest.filter(|_| !at_client_level);
-        let input = match contribution {
-            Ok(contribution) => {
-                self.arriving = Some(contribution);
+        // The record may not hold the digest of what was not noised yet.
+        let digest = digest.filter(|_| noised_here(self.job()).is_none());
+        let input = match arriving {
+            Ok(arriving) => {
+                self.arriving = Some(arriving);
                 Input::Update { node, round, examples, bytes, digest }
             }
-            Err(error) => Input::Refused { node, round, bytes, detail: error.to_string() },
+            Err(detail) => Input::Refused { node, round, bytes, detail },
         };
         let outgoing = self.handle(now, input);
         self.arriving = None;
         outgoing
+    }
+
+    /// An update, checked; or why it is refused, in one line.
+    fn read(
+        &self,
+        node: &NodeName,
+        examples: u64,
+        payload: Payload,
+    ) -> Result<Result<Arriving, String>, RunError> {
+        let expected = self.layout.parameters();
+        let staged = |error| RunError::Staged { node: node.clone(), error };
+        let values = match (&self.exchange, payload) {
+            (Exchange::Masked(masked), payload) => {
+                let bytes = payload.into_bytes(masked.update_bytes()).map_err(staged)?;
+                let checked = masked.check(&bytes).map_err(|error| error.to_string());
+                return Ok(checked.map(|()| Arriving::Masked(bytes)));
+            }
+            (Exchange::Plain(plain), payload) if !plain.is_dense() => {
+                let bytes = payload.into_bytes(plain.update_bytes().1).map_err(staged)?;
+                plain.decode(&bytes).map(Arc::new).map_err(|error| error.to_string())
+            }
+            (Exchange::Plain(_), payload) => {
+                let values = payload.into_values(expected).map_err(staged)?;
+                values.map_err(|found| AggregateError::WrongLength { expected, found }.to_string())
+            }
+        };
+        let contribution = values.and_then(|values| {
+            match Contribution::new(node.clone(), examples, values, expected) {
+                // A refusal would be on record, and tell what the noise is to hide.
+                Err(_) if noised_here(self.job()).is_some() => {
+                    Ok(Contribution::nothing(node.clone(), expected))
+                }
+                contribution => contribution.map_err(|error| error.to_string()),
+            }
+        });
+        Ok(contribution.map(Arriving::Plain))
     }
 
     fn perform(
@@ -400,26 +533,27 @@ impl Run {
             match effect {
                 Effect::Journal(attempt) => {
                     self.rule.begin(attempt.round, self.layout.parameters());
+                    self.sum = self.exchange.masked().map(Masked::sum);
                     self.store.journal_attempt(self.id, &attempt)?;
                 }
-                Effect::Fold { .. } => {
-                    if let Some(contribution) = self.arriving.take() {
-                        self.rule.add(contribution);
-                    }
-                }
-                Effect::Aggregate => {
+                Effect::Fold { .. } => match (self.arriving.take(), &mut self.sum) {
+                    (Some(Arriving::Plain(contribution)), _) => self.rule.add(contribution),
+                    (Some(Arriving::Masked(bytes)), Some(sum)) => sum.add(&bytes),
+                    _ => {}
+                },
+                Effect::Aggregate { unmask } => {
                     let (round, job) = (self.machine.head().published.saturating_add(1), self.machine.job());
                     if let Some(ledger) = &mut self.ledger
                         && noised_here(job).is_some()
                     {
                         ledger.noised(round, job, now)?;
                     }
-                    let answer = self.aggregate()?;
+                    let answer = self.aggregate(unmask.as_deref())?;
                     let effects = self.machine.step(now, Input::Aggregated(answer));
                     self.perform(now, effects, outgoing)?;
                 }
                 Effect::Commit { record, head } => {
-                    let head = RunHead { clip_norm: self.rule.clip_norm(), ..head };
+                    let head = RunHead { clip_norm: self.rule.clip_norm(), scores: self.scores, ..head };
                     self.store.commit_round(self.id, &record, &head)?;
                     self.store.collect_garbage()?;
                     if let Some(ledger) = &mut self.ledger {
@@ -445,7 +579,7 @@ impl Run {
                     }
                 }
                 Effect::Invite { node, round, attempt, model, deadline } => {
-                    let support = None;
+                    let support = self.support.as_ref().map(RoundSupport::encoded);
                     outgoing.push(Outgoing::Invite { node, round, attempt, model, deadline, support });
                 }
                 Effect::JournalSession(session) => self.store.journal_session(self.id, &session)?,
@@ -464,17 +598,41 @@ impl Run {
         Ok(())
     }
 
-    /// The new model, stored; or why there is none.
-    fn aggregate(&mut self) -> Result<Result<Digest, String>, RunError> {
-        let next = self.rule.finish(&self.model);
-        match next.and_then(|next| check_model(&next, self.layout.parameters()).map(|()| next)) {
-            Ok(values) => {
-                let digest = self.store.put_model(&values)?;
-                self.model = Arc::new(values);
-                Ok(Ok(digest))
+    /// The new model, stored; or why there is none. The masks of `unmask` are taken off the sum first.
+    fn aggregate(&mut self, unmask: Option<&[MaskTerm]>) -> Result<Result<Aggregated, String>, RunError> {
+        let (parameters, round) = (self.layout.parameters(), self.machine.head().published.saturating_add(1));
+        let mut summation = None;
+        let next = match (self.exchange.masked(), self.sum.take()) {
+            (Some(masked), Some(mut sum)) => {
+                sum.unmask(unmask.unwrap_or_default(), UNMASKING_THREADS);
+                let support = self.support.as_ref().map(RoundSupport::indices);
+                match masked.open(sum, round) {
+                    Ok(opened) => {
+                        let next =
+                            masked.next_model(&self.model, &opened, self.machine.job(), round, support);
+                        summation = Some(opened);
+                        next
+                    }
+                    Err(error) => Err(AggregateError::Rule(error.to_string())),
+                }
             }
-            Err(error) => Ok(Err(error.to_string())),
+            _ => self.rule.finish(&self.model),
+        };
+        let values = match next.and_then(|next| check_model(&next, parameters).map(|()| next)) {
+            Ok(values) => values,
+            Err(error) => return Ok(Err(error.to_string())),
+        };
+        let model = self.store.put_model(&values)?;
+        self.model = Arc::new(values);
+        if let (Some(support), Some(summation)) = (&self.support, &summation) {
+            let next = support
+                .next(self.machine.job(), round, summation)
+                .map_err(|error| RunError::Exchange { run: self.id, error })?;
+            self.scores = next.scores().map(|scores| self.store.put_model(scores)).transpose()?;
+            self.support = Some(next);
         }
+        let support = self.support.as_ref().map(RoundSupport::digest);
+        Ok(Ok(Aggregated { model, summed: summation.and_then(|summation| summation.summed), support }))
     }
 }
 

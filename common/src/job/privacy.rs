@@ -5,8 +5,14 @@ use serde::{Deserialize, Serialize};
 use super::{Job, JobError};
 use crate::document::Schema;
 use crate::privacy::accounting::{self, Accountant, Basis, Guarantee};
+use crate::privacy::distributed::{Level, Plan, Requirements, Scale};
 use crate::privacy::{Event, Noise, Unit};
 
+/// Part of itself by which rounding to the grid of noise shares makes a sensitivity larger.
+const INFLATION: f64 = 0.01;
+/// Part of the clip norm by which two sums of gradients differ more than the gradients, for they were rounded as they were
+/// added: for 256 gradients in single precision that is about 10⁻⁵; this covers fifty times as much.
+const SUMMATION_MARGIN: f64 = 1.0 / 1024.0;
 /// Most classes of which confusions are counted.
 const NOISED_CLASSES: usize = 100;
 
@@ -310,12 +316,55 @@ impl Privacy {
 }
 
 impl Job {
+    /// The grid, shares and width of a job whose clients add noise in shares; `None` without them.
+    ///
+    /// # Errors
+    /// One line, if sums or shares do not fit.
+    pub fn noise_plan(&self) -> Result<Option<Plan>, JobError> {
+        let (Some(privacy), Some(masks)) = (&self.privacy, &self.secure_aggregation) else { return Ok(None) };
+        if privacy.mechanism != Mechanism::Distributed {
+            return Ok(None);
+        }
+        let (level, clip_norm) = match privacy.unit {
+            PrivacyUnit::Client => (Level::Client, privacy.clip_norm),
+            PrivacyUnit::Example => {
+                // Whatever share of everybody's examples one client has, and six deviations more.
+                let expected = privacy.expected_batch_size.unwrap_or(1.0);
+                let batch_norm = expected + 6.0 * expected.sqrt() + 6.0;
+                (Level::Example { batch_norm }, privacy.clip_norm * (1.0 + SUMMATION_MARGIN))
+            }
+        };
+        let requirements = Requirements {
+            level,
+            noise_multiplier: privacy.noise_multiplier,
+            clip_norm,
+            dimension: self.masked_coordinates()?,
+            fewest_survivors: self.cohort.minimum,
+            colluders: masks.colluders,
+            most_clients: self.invited(),
+            scale: Scale::Inflation(INFLATION),
+        };
+        let plan = Plan::new(&requirements);
+        plan.map(Some).map_err(|error| JobError::Invalid(format!("[privacy] {error}")))
+    }
+
     /// What one round does to one unit's data: public, and the same in every round whatever the data are. Empty
     /// without `[privacy]`.
     ///
     /// A client may be in every round, and cohorts are not secret: amplification by sampling clients is not claimed.
     pub fn round_events(&self) -> Vec<Event> {
         let Some(privacy) = &self.privacy else { return Vec::new() };
+        if privacy.mechanism == Mechanism::Distributed {
+            // A job that was read has a plan.
+            let plan = self.noise_plan().ok().flatten();
+            let sampling_rate = match privacy.unit {
+                PrivacyUnit::Client => 1.0,
+                PrivacyUnit::Example => self.train.sampling_rate.unwrap_or(1.0),
+            };
+            let mut events: Vec<Event> = plan.iter().map(|plan| plan.event(sampling_rate, 1)).collect();
+            events.extend(self.metrics_event());
+            return events;
+        }
         let noise = match privacy.sampler {
             Sampler::Gaussian => Noise::Gaussian,
             Sampler::DiscreteGaussian => Noise::DiscreteGaussian,
@@ -330,15 +379,16 @@ impl Job {
         let sensitivity = if privacy.clipping == Clipping::Adaptive { 1.0 } else { privacy.clip_norm };
         let noise_standard_deviation = privacy.noise_multiplier * sensitivity;
         let mut events = vec![Event { noise, sampling_rate, sensitivity, noise_standard_deviation, count }];
-        // One example changes one confusion count by one.
-        events.extend(privacy.metrics_noise.map(|noise_standard_deviation| Event {
-            noise: Noise::DiscreteGaussian,
-            sampling_rate: 1.0,
-            sensitivity: 1.0,
-            noise_standard_deviation,
-            count: 1,
-        }));
+        events.extend(self.metrics_event());
         events
+    }
+
+    /// One example changes one confusion count by one.
+    fn metrics_event(&self) -> Option<Event> {
+        let noise_standard_deviation = self.privacy.as_ref()?.metrics_noise?;
+        let (sampling_rate, sensitivity, count) = (1.0, 1.0, 1);
+        let noise = Noise::DiscreteGaussian;
+        Some(Event { noise, sampling_rate, sensitivity, noise_standard_deviation, count })
     }
 
     /// What `rounds` rounds do to one unit's data.

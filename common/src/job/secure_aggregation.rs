@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Job, JobError};
+use super::{Job, JobError, Mechanism};
 use crate::document::Schema;
 use crate::limits;
 
@@ -52,10 +52,10 @@ pub struct SecureAggregation {
     /// Without `[privacy]`: a client with more training examples weighs as if it had so many, 1 to 1,000,000.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight_limit: Option<u32>,
-    /// Share of a cohort that may drop out after its keys are shared, 0 to below 1: large cohorts choose their graph by
-    /// it, and clients refuse to unmask where more are said to be missing.
-    #[serde(default = "default_dropout")]
-    pub maximum_dropout: f64,
+    /// Share of a cohort that may drop out after its keys are shared, 0 to below 1: cohorts above 255 choose their graph by
+    /// it, and clients refuse to unmask where more are said to be missing. Default 0.34, above 255 clients 0.1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub maximum_dropout: Option<f64>,
     /// Share of a large cohort (above 255) that may collude with the coordinator, 0 to below 1.
     #[serde(default)]
     pub corrupt: f64,
@@ -68,9 +68,6 @@ pub struct SecureAggregation {
     pub step_seconds: u32,
 }
 
-fn default_dropout() -> f64 {
-    0.34
-}
 fn default_step_seconds() -> u32 {
     60
 }
@@ -100,6 +97,11 @@ impl SecureAggregation {
     /// Largest magnitude of a coordinate.
     pub fn coordinate_limit(&self) -> f64 {
         self.coordinate_limit.unwrap_or(1.0)
+    }
+
+    /// Share of a cohort of `clients` that may drop out.
+    pub fn maximum_dropout(&self, clients: u32) -> f64 {
+        self.maximum_dropout.unwrap_or(if clients > 255 { 0.1 } else { 0.34 })
     }
 
     /// The weight that a client with `examples` training examples has in a sum, 1 to [`Self::weight_limit`].
@@ -138,13 +140,21 @@ impl SecureAggregation {
         if let Some(limit) = self.weight_limit.filter(|limit| !(1..=1_000_000).contains(limit)) {
             return invalid(format!("weight_limit = {limit}: 1 to 1000000 are possible"));
         }
-        for (key, share) in [("maximum_dropout", self.maximum_dropout), ("corrupt", self.corrupt)] {
+        let dropout = self.maximum_dropout(invited);
+        for (key, share) in [("maximum_dropout", dropout), ("corrupt", self.corrupt)] {
             if !(0.0..1.0).contains(&share) {
                 return invalid(format!("{key} = {share}: 0 to below 1 is possible"));
             }
         }
         if !(1..=86_400).contains(&self.step_seconds) {
             return invalid(format!("step_seconds = {}: 1 to 86400 are possible", self.step_seconds));
+        }
+        if job.privacy.as_ref().is_some_and(|privacy| privacy.mechanism == Mechanism::Gaussian) {
+            return invalid(
+                "[privacy] mechanism = \"gaussian\" clips each update at the coordinator, which must see it: use \
+                 \"distributed\""
+                    .into(),
+            );
         }
         if self.weight_limit.is_some() && job.privacy.is_some() {
             return invalid("weight_limit: with [privacy] every client weighs the same".into());

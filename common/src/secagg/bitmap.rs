@@ -88,3 +88,41 @@ impl fmt::Debug for ClientSet {
         f.debug_set().entries(self.iter()).finish()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn bitmaps_read_back(clients in 0u16..300, members in proptest::collection::btree_set(0u16..300, 0..40)) {
+            let set = ClientSet::of(clients, members.iter().copied());
+            let inside: Vec<u16> = members.into_iter().filter(|&index| index < clients).collect();
+            prop_assert_eq!(set.iter().collect::<Vec<_>>(), inside.clone());
+            prop_assert_eq!(usize::from(set.len()), inside.len());
+            prop_assert_eq!(set.is_empty(), inside.is_empty());
+            prop_assert_eq!(ClientSet::from_bytes(clients, set.as_bytes()), Some(set));
+        }
+
+        #[test]
+        fn a_bitmap_has_one_form(clients in 0u16..40, bits in proptest::collection::vec(any::<u8>(), 0..6)) {
+            if let Some(set) = ClientSet::from_bytes(clients, &bits) {
+                prop_assert_eq!(ClientSet::of(clients, set.iter()).as_bytes().to_vec(), bits);
+            } else {
+                let spare = (0..8 * bits.len()).any(|bit| bits[bit / 8] >> (bit % 8) & 1 == 1 && bit >= usize::from(clients));
+                prop_assert!(spare || bits.len() != usize::from(clients).div_ceil(8));
+            }
+        }
+    }
+
+    #[test]
+    fn subsets_are_of_the_same_roster() {
+        let set = ClientSet::of(10, [1, 9]);
+        assert!(set.is_subset_of(&ClientSet::of(10, [1, 2, 9])));
+        assert!(!set.is_subset_of(&ClientSet::of(10, [1, 2])));
+        assert!(!set.is_subset_of(&ClientSet::of(11, [1, 2, 9])));
+        assert!(!set.contains(u16::MAX));
+    }
+}

@@ -106,3 +106,40 @@ impl UploadJournal {
         self.tasks.get(&upload.task) == Some(upload)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn upload(task: &str, round: u64, model: u8, cohort: u8) -> Upload {
+        let session = SessionId::new(&[round as u8; 32], &[cohort; 32]);
+        Upload { task: task.into(), round, model: Hex([model; 32]), cohort: Hex([cohort; 32]), session }
+    }
+
+    #[test]
+    fn a_round_is_masked_once_and_rounds_only_go_up() {
+        let mut journal = UploadJournal::default();
+        journal.record(upload("a", 3, 1, 1)).unwrap();
+        assert!(journal.has(&upload("a", 3, 1, 1)) && !journal.has(&upload("a", 3, 1, 2)));
+        for round in [1, 3] {
+            assert!(matches!(journal.may_start("a", round), Err(JournalError::Round { last: 3, .. })));
+            assert!(journal.record(upload("a", round, 9, 1)).is_err());
+        }
+        journal.may_start("a", 4).unwrap();
+        journal.may_start("b", 1).unwrap();
+    }
+
+    #[test]
+    fn a_model_is_answered_with_one_cohort_whatever_the_task() {
+        let mut journal = UploadJournal::default();
+        journal.record(upload("a", 1, 7, 1)).unwrap();
+        let before = journal.clone();
+        assert_eq!(journal.record(upload("b", 1, 7, 2)), Err(JournalError::Model { model: Hex([7; 32]) }));
+        assert_eq!(journal, before, "a refusal leaves no trace");
+        journal.record(upload("b", 1, 7, 1)).unwrap();
+        journal.record(upload("b", 2, 8, 2)).unwrap();
+        // It is the same after it was on disk.
+        let text = serde_json::to_string(&journal).unwrap();
+        assert_eq!(serde_json::from_str::<UploadJournal>(&text).unwrap(), journal);
+    }
+}

@@ -5,7 +5,8 @@ use chacha20poly1305::{ChaCha20Poly1305, Key, Nonce};
 use ed25519_dalek::{Signature, Signer as _, SigningKey, VerifyingKey};
 use hkdf::Hkdf;
 use sha2::Sha256;
-use x25519_dalek::{PublicKey as DhPublicKey, StaticSecret, x25519};
+use subtle::ConstantTimeEq as _;
+use x25519_dalek::{PublicKey as DhPublicKey, StaticSecret};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use super::bitmap::ClientSet;
@@ -27,6 +28,29 @@ impl Secret {
         let mut secret = Self([0; 32]);
         rng.fill_bytes(&mut secret.0);
         secret
+    }
+
+    /// Fresh bytes of an X25519 scalar in its one canonical form.
+    ///
+    /// X25519 ignores five of the bits. If they were free, shares that are wrong in these alone would recover a secret
+    /// with the right public key, and the holders of the right shares would be blamed.
+    pub(crate) fn random_scalar(rng: &mut impl rand::CryptoRng) -> Self {
+        let mut secret = Self::random(rng);
+        secret.clamp();
+        secret
+    }
+
+    fn clamp(&mut self) {
+        let [first, .., last] = &mut self.0;
+        *first &= 0xf8;
+        *last = *last & 0x7f | 0x40;
+    }
+
+    /// Whether these are the bytes of a scalar in canonical form with this public key.
+    pub(crate) fn is_scalar_of(&self, public: &[u8; 32]) -> bool {
+        let mut canonical = self.clone();
+        canonical.clamp();
+        canonical.0.ct_eq(&self.0).into() && public_of(self) == *public
     }
 }
 
@@ -115,9 +139,8 @@ pub(crate) fn public_of(secret: &Secret) -> [u8; 32] {
 
 /// X25519(secret, public), or none if `public` is a point of low order, which yields zero for every secret.
 pub(crate) fn agree(secret: &Secret, public: &[u8; 32]) -> Option<Secret> {
-    let shared = Secret(x25519(secret.0, *public));
-    let zero = shared.0.iter().fold(0, |any, byte| any | byte) == 0;
-    (!zero).then_some(shared)
+    let shared = StaticSecret::from(secret.0).diffie_hellman(&DhPublicKey::from(*public));
+    shared.was_contributory().then(|| Secret(shared.to_bytes()))
 }
 
 /// Whether a public key is a point of low order, with which no secret can be agreed.

@@ -11,11 +11,14 @@ pub mod graph;
 mod group;
 pub mod journal;
 pub mod keys;
+pub mod mask;
 pub mod messages;
 pub mod parameters;
 pub mod peers;
+pub mod ring;
 pub mod roster;
 pub mod server;
 mod shamir;
+pub mod sum;
 #[cfg(test)]
 pub(crate) mod tests;

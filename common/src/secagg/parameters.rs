@@ -111,7 +111,7 @@ impl Rules {
     /// Graph and threshold for a roster of `clients`, computed alike by the coordinator and by every client.
     ///
     /// Up to [`COMPLETE_CLIENTS`] the graph is complete and t = ⌊2n/3⌋ + 1; above, the smallest Harary graph that
-    /// satisfies the conditions of [`harary`].
+    /// is safe but for 2^-[`SIGMA`] and completes but for 2^-[`ETA`] under the assumed fractions.
     ///
     /// # Errors
     /// [`ParameterError`] if the rules or the size are outside the compiled floors, or no graph fits.
@@ -223,7 +223,7 @@ impl Hypergeometric {
         Self { probabilities: (0..=draws).map(probability).collect() }
     }
 
-    /// P[X > x] for x = 0, 1, …, draws; summed from the small end.
+    /// Probabilities of more than x, for x = 0, 1, …, draws; summed from the small end.
     fn upper_tails(&self) -> Vec<f64> {
         let mut sum = 0.0;
         let mut tails: Vec<f64> = self
@@ -240,7 +240,7 @@ impl Hypergeometric {
         tails
     }
 
-    /// P[X < x] for x = 0, 1, …, draws.
+    /// Probabilities of less than x, for x = 0, 1, …, draws.
     fn lower_tails(&self) -> Vec<f64> {
         let mut sum = 0.0;
         self.probabilities
@@ -269,4 +269,108 @@ pub fn what_a_sum_reveals(survivors: u16) -> String {
     format!(
         "with {survivors} survivors every hospital that subtracts its own update learns the exact sum of the other {others}; {insider}"
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZES: [u32; 9] = [64, 100, 200, 500, 1000, 2000, 5000, 10_000, 100_000];
+
+    /// Rows of k/t by size, from another implementation of the same conditions; `-` where there is none.
+    const ROWS: [(ThreatLevel, u32, u32, &str); 12] = [
+        (ThreatLevel::Semi, 0, 100_000, "14/8 22/12 34/18 42/22 48/25 50/26 54/28 56/29 60/31"),
+        (ThreatLevel::Semi, 50_000, 50_000, "8/5 12/7 22/12 30/16 34/18 36/19 36/20 38/21 40/22"),
+        (ThreatLevel::Semi, 50_000, 100_000, "14/8 22/12 34/18 42/22 48/25 50/26 54/28 56/29 60/31"),
+        (ThreatLevel::Semi, 100_000, 100_000, "14/8 22/12 36/19 46/25 52/28 56/30 58/31 60/32 66/35"),
+        (ThreatLevel::Semi, 100_000, 200_000, "26/14 42/22 64/33 88/45 100/51 110/56 118/60 124/63 134/68"),
+        (ThreatLevel::Semi, 200_000, 100_000, "20/13 32/21 50/31 66/41 76/47 80/49 88/53 90/55 98/59"),
+        (ThreatLevel::Strict, 0, 100_000, "14/8 22/12 34/18 42/22 48/25 50/26 54/28 56/29 60/31"),
+        (
+            ThreatLevel::Strict,
+            50_000,
+            50_000,
+            "14/11 22/17 42/32 82/63 104/80 118/91 130/100 134/103 146/112",
+        ),
+        (
+            ThreatLevel::Strict,
+            50_000,
+            100_000,
+            "20/14 32/22 60/41 116/83 148/106 170/122 192/138 200/144 224/161",
+        ),
+        (ThreatLevel::Strict, 100_000, 100_000, "26/20 42/32 82/62 164/125 218/166 - - - -"),
+        (ThreatLevel::Strict, 100_000, 200_000, "38/26 62/42 122/82 - - - - - -"),
+        (ThreatLevel::Strict, 200_000, 100_000, "38/32 62/52 122/102 - - - - - -"),
+    ];
+
+    /// Degrees above 254 of the published table are none here: a share's index is one byte.
+    #[test]
+    fn rings_are_those_of_the_published_table() {
+        for (level, corrupt, dropout, row) in ROWS {
+            for (n, expected) in SIZES.into_iter().zip(row.split(' ')) {
+                let found = harary(n, level, corrupt, dropout);
+                let found = found.map_or_else(|| "-".to_owned(), |(k, t)| format!("{k}/{t}"));
+                assert_eq!(found, expected, "{level:?} {corrupt} {dropout} n={n}");
+            }
+        }
+    }
+
+    fn rules() -> Rules {
+        Rules {
+            level: ThreatLevel::Semi,
+            corrupt_per_million: 50_000,
+            dropout_per_million: 100_000,
+            minimum_survivors: 3,
+            maximum_clients: 1000,
+        }
+    }
+
+    #[test]
+    fn complete_graphs_lose_at_most_a_third() {
+        // Clients and the drop-outs that are tolerated, the client itself counted.
+        for (clients, tolerated) in [(3, 0), (4, 1), (5, 1), (6, 1), (7, 2), (10, 3), (100, 33), (255, 84)] {
+            let parameters = rules().parameters(clients).unwrap();
+            assert_eq!((parameters.kind, parameters.neighbours), (GraphKind::Complete, clients - 1));
+            assert_eq!(clients - parameters.threshold, tolerated);
+            // Two lists cannot both be signed: 2t > n + colluders, up to a third less one.
+            let colluders = clients.div_ceil(3) - 1;
+            assert!(2 * parameters.threshold > clients + colluders, "{clients}");
+        }
+        assert_eq!(rules().parameters(256).unwrap().kind, GraphKind::Harary);
+    }
+
+    #[test]
+    fn rules_below_the_floors_are_refused() {
+        let refused = |change: fn(&mut Rules), clients| {
+            let mut rules = rules();
+            change(&mut rules);
+            rules.parameters(clients).unwrap_err()
+        };
+        assert_eq!(refused(|_| {}, 2), ParameterError::TooFew { clients: 2, minimum: 3 });
+        assert_eq!(refused(|rules| rules.minimum_survivors = 2, 5), ParameterError::Floor(2));
+        assert_eq!(refused(|rules| rules.minimum_survivors = 0, 5), ParameterError::Floor(0));
+        assert_eq!(
+            refused(|rules| rules.maximum_clients = 5, 6),
+            ParameterError::TooMany { clients: 6, maximum: 5 }
+        );
+        assert_eq!(
+            refused(|rules| rules.maximum_clients = u16::MAX, 4097),
+            ParameterError::TooMany { clients: 4097, maximum: 4096 }
+        );
+        let everybody = |rules: &mut Rules| rules.corrupt_per_million = 1_000_000;
+        assert!(matches!(refused(everybody, 5), ParameterError::Fractions { .. }));
+        let most = |rules: &mut Rules| rules.dropout_per_million = 600_000;
+        assert_eq!(refused(most, 300), ParameterError::NoGraph(300));
+    }
+
+    #[test]
+    fn what_few_survivors_reveal_is_said() {
+        let three = what_a_sum_reveals(3);
+        assert!(
+            three.contains("exact sum of the other 2") && three.contains("from the coordinator alone"),
+            "{three}"
+        );
+        let ten = what_a_sum_reveals(10);
+        assert!(ten.contains("the other 9") && ten.contains("a sum over 8"), "{ten}");
+    }
 }

@@ -129,3 +129,42 @@ impl ClientPolicy {
         !has_noise && clients < 10
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::hex::Hex;
+
+    #[test]
+    fn pins_and_first_sights_are_kept() {
+        let (one, other) = (PublicKey(Hex([1; 32])), PublicKey(Hex([2; 32])));
+        let name = NodeName::literal("cleveland");
+        let id = ClientId::of(&name);
+        let mut peers = Peers::default();
+        assert_eq!(peers.level(), ThreatLevel::Semi);
+        assert_eq!(peers.standing(&id, &one), Standing::New);
+        peers.remember(id, one);
+        peers.remember(id, other);
+        assert_eq!(peers.standing(&id, &one), Standing::Remembered);
+        assert_eq!(peers.standing(&id, &other), Standing::Contradicts);
+        // The operator decides.
+        peers.pin(name.clone(), other);
+        assert_eq!(peers.standing(&id, &other), Standing::Pinned);
+        assert_eq!(peers.standing(&id, &one), Standing::Contradicts);
+        assert_eq!(peers.level(), ThreatLevel::Strict);
+        let text = serde_json::to_string(&peers).unwrap();
+        assert_eq!(serde_json::from_str::<Peers>(&text).unwrap(), peers);
+        assert!(peers.unpin(&name) && !peers.unpin(&name) && peers.has_no_pins());
+    }
+
+    #[test]
+    fn policies_without_a_word_have_their_defaults() {
+        let policy: ClientPolicy = toml::from_str("minimum_survivors = 5").unwrap();
+        assert_eq!(policy, ClientPolicy { minimum_survivors: 5, ..ClientPolicy::default() });
+        assert!(ClientPolicy::fixed_cohort_is_advised(4, false));
+        assert!(
+            !ClientPolicy::fixed_cohort_is_advised(4, true)
+                && !ClientPolicy::fixed_cohort_is_advised(10, false)
+        );
+    }
+}

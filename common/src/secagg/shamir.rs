@@ -41,7 +41,7 @@ fn exp(power: u32) -> u8 {
 fn double(word: u64) -> u64 {
     let carried = word >> 7 & 0x0101_0101_0101_0101;
     // 0x1b is less than 256, so no product of a byte reaches the next.
-    (word & 0x7f7f_7f7f_7f7f_7f7f) << 1 ^ carried * 0x1b
+    ((word & 0x7f7f_7f7f_7f7f_7f7f) << 1) ^ (carried * 0x1b)
 }
 
 /// The eight doublings of a row of words: row · x^0 … row · x^7.

@@ -17,7 +17,7 @@ use tributary_common::time::{Clock, Time};
 use super::{Attempt, Command, Current, Happened, Standing, StopError, ToNode};
 use crate::ledger::Ledgers;
 use crate::round::{Dismissal, Input, Role};
-use crate::run::{Outgoing, Rule, Run, RunError, Update};
+use crate::run::{Opening, Outgoing, Rule, Run, RunError, Update};
 use crate::store::{Store, StoreError, StoredRun};
 
 /// The thread looks at the clock at least so often, in case it is set.
@@ -397,7 +397,10 @@ impl Actor {
                 (Some(ledgers), Ok(job)) => Some(ledgers.open(id, job, &job_toml, now)?),
                 _ => None,
             };
-            let opened = job.and_then(|_| Run::open(self.store.clone(), id, now, None, rule, ledger));
+            // Without ledgers, in a test, nobody asks who the coordinator is.
+            let coordinator = Some(self.ledgers.as_ref().map_or([0; 32], |ledgers| ledgers.coordinator().0.0));
+            let opening = Opening { imposed: None, rule, ledger, coordinator };
+            let opened = job.and_then(|_| Run::open(self.store.clone(), id, now, opening));
             let (mut run, mut outgoing) = match opened {
                 Ok(opened) => opened,
                 Err(error @ RunError::Job { .. }) => {

@@ -8,12 +8,13 @@ use tributary_common::ids::NodeName;
 use tributary_common::job::Job;
 use tributary_common::record::{
     Abandonment, EvaluationRecord, Metrics, Participation, Reason, RoundOutcome, RoundRecord, RunEvent,
-    RunState, one_line,
+    RunState, Summed, one_line,
 };
 use tributary_common::rng::{Purpose, Stream};
 use tributary_common::time::Time;
 
-use super::{Dismissal, Effect, ImposedSets, Input, Role};
+use super::masked::{Masked, Masking, Step};
+use super::{Aggregated, Dismissal, Effect, ImposedSets, Input, Role};
 use crate::store::{AttemptRecord, RunHead};
 
 /// What a machine starts from: a new run, or one that a crash interrupted.
@@ -33,7 +34,14 @@ pub struct Start {
     pub contributors: BTreeSet<NodeName>,
     /// Accepted sets to impose instead of drawing cohorts.
     pub imposed: Option<ImposedSets>,
+    /// What the sessions of masked rounds need to know; absent where updates are not masked.
+    pub masking: Option<Masking>,
+    /// The open attempt's session, as it was journalled last.
+    pub session: Option<Vec<u8>>,
 }
+
+/// How long masked updates that are still under way are waited for once enough are here.
+const STRAGGLER_SECONDS: u32 = 10;
 
 /// One run of one job. See the module for the states.
 #[derive(Debug)]
@@ -42,6 +50,7 @@ pub struct RoundMachine {
     model_bytes: u64,
     head: RunHead,
     imposed: Option<ImposedSets>,
+    masking: Option<Masking>,
     trainers: BTreeSet<NodeName>,
     evaluators: BTreeSet<NodeName>,
     /// Clients that cannot serve this job until they connect anew.
@@ -80,6 +89,10 @@ struct Collecting {
     accepted: u32,
     /// Whether [`Effect::Aggregate`] is out and its answer is not here yet.
     aggregating: bool,
+    /// The secure-aggregation session, where updates are masked.
+    masked: Option<Masked>,
+    /// What came with the sum.
+    summed: Option<Summed>,
     bytes_down: u64,
     bytes_up: u64,
 }
@@ -97,12 +110,23 @@ struct Evaluating {
 impl RoundMachine {
     /// A machine at `start`, and the effects of starting it.
     pub fn new(now: Time, start: Start) -> (Self, Vec<Effect>) {
-        let Start { job, model_bytes, head, open_attempt, evaluated, contributors, imposed } = start;
+        let Start {
+            job,
+            model_bytes,
+            head,
+            open_attempt,
+            evaluated,
+            contributors,
+            imposed,
+            masking,
+            session,
+        } = start;
         let mut machine = Self {
             job,
             model_bytes,
             head,
             imposed,
+            masking,
             trainers: BTreeSet::new(),
             evaluators: BTreeSet::new(),
             unfit: BTreeSet::new(),
@@ -116,7 +140,8 @@ impl RoundMachine {
         if machine.head.state.is_over() {
             machine.phase = Phase::Over;
         } else if let Some(attempt) = open_attempt {
-            machine.collect(now, attempt);
+            machine.collect(now, attempt, session.as_deref());
+            machine.advance(now, &mut effects);
         } else if machine.head.published > 0 && !evaluated && machine.job.evaluates(machine.head.published) {
             let gather = now.plus_seconds(machine.job.cohort.settle_seconds);
             machine.phase = Phase::Evaluating(Evaluating {
@@ -166,7 +191,9 @@ impl RoundMachine {
     pub fn wants(&self, node: &NodeName, round: u32) -> Option<u32> {
         match &self.phase {
             Phase::Collecting(c)
-                if c.attempt.round == round && c.members.get(node).is_some_and(Option::is_none) =>
+                if c.attempt.round == round
+                    && c.members.get(node).is_some_and(Option::is_none)
+                    && c.masked.as_ref().is_none_or(|masked| masked.takes(node)) =>
             {
                 Some(c.attempt.attempt)
             }
@@ -194,7 +221,8 @@ impl RoundMachine {
             Phase::Collecting(c) => {
                 let grace = self.job.cohort.reconnect_seconds;
                 let first_lost = c.lost.values().min().map(|since| since.plus_seconds(grace));
-                Some(first_lost.map_or(c.deadline, |at| at.min(c.deadline)))
+                let step = c.masked.as_ref().and_then(Masked::step_ends);
+                [first_lost, step].into_iter().flatten().chain([c.deadline]).min()
             }
             Phase::Evaluating(e) => Some(e.gather.map_or(e.until, |gather| gather.min(e.until))),
             Phase::Over => None,
@@ -223,7 +251,15 @@ impl RoundMachine {
                 let refused = Participation::Refused { detail: one_line(&detail) };
                 self.arrived(&node, round, bytes, refused, &mut effects);
             }
-            Input::Masking { .. } => {}
+            Input::Masking { node, round, attempt, message } => {
+                if let Phase::Collecting(c) = &mut self.phase
+                    && (c.attempt.round, c.attempt.attempt) == (round, attempt)
+                    && let Some(masked) = &mut c.masked
+                {
+                    c.bytes_up += message.len() as u64;
+                    masked.receive(&node, &message, &mut effects);
+                }
+            }
             Input::Aggregated(result) => self.aggregated(now, result, &mut effects),
             Input::Evaluated { node, round, metrics } => {
                 if let Phase::Evaluating(e) = &mut self.phase
@@ -275,7 +311,10 @@ impl RoundMachine {
                 if matches!(c.members.get(&node), Some(None | Some(Participation::Accepted { .. }))) =>
             {
                 c.lost.remove(&node);
-                effects.push(c.invitation(node, self.head.model));
+                effects.push(c.invitation(node.clone(), self.head.model));
+                if let Some(masked) = &mut c.masked {
+                    masked.connected(&node, effects);
+                }
             }
             Phase::Evaluating(e) => {
                 let federated = self.job.evaluation.federated && self.contributors.contains(&node);
@@ -298,7 +337,12 @@ impl RoundMachine {
         match &mut self.phase {
             Phase::Collecting(c) if c.members.get(node).is_some_and(Option::is_none) => {
                 c.lost.entry(node.clone()).or_insert(now);
+                if let Some(masked) = &mut c.masked {
+                    masked.disconnected(node);
+                }
             }
+            // Its update is here, and its answers are still needed.
+            Phase::Collecting(c) => c.masked.iter_mut().for_each(|masked| masked.disconnected(node)),
             Phase::Evaluating(e) if e.asked.get(node).is_some_and(Option::is_none) => {
                 e.asked.remove(node);
             }
@@ -384,7 +428,7 @@ impl RoundMachine {
         effects.push(Effect::Journal(attempt.clone()));
         let invited = u32::try_from(attempt.cohort.len()).unwrap_or(u32::MAX);
         effects.push(event(RunEvent::RoundStarted { round, attempt: attempt.attempt, invited }));
-        self.collect(now, attempt);
+        self.collect(now, attempt, None);
         let model = self.head.model;
         if let Phase::Collecting(c) = &mut self.phase {
             c.lost.clear();
@@ -406,8 +450,13 @@ impl RoundMachine {
     }
 
     /// Enters the collecting state with everybody's part open and nobody connected.
-    fn collect(&mut self, now: Time, attempt: AttemptRecord) {
+    /// `session` is the attempt's journalled session, where it goes on.
+    fn collect(&mut self, now: Time, attempt: AttemptRecord, session: Option<&[u8]>) {
         let invited = u32::try_from(attempt.cohort.len()).unwrap_or(u32::MAX);
+        let masked = self
+            .masking
+            .as_ref()
+            .map(|masking| Masked::open(now, masking, &self.job, &attempt, self.head.model, session));
         self.phase = Phase::Collecting(Box::new(Collecting {
             wanted: if self.imposed.is_some() { invited } else { self.job.cohort.size.min(invited) },
             deadline: now.plus_seconds(self.job.cohort.deadline_seconds),
@@ -416,6 +465,8 @@ impl RoundMachine {
             open: invited,
             accepted: 0,
             aggregating: false,
+            masked,
+            summed: None,
             bytes_down: u64::from(invited) * self.model_bytes,
             bytes_up: 0,
             attempt,
@@ -437,6 +488,7 @@ impl RoundMachine {
         if c.aggregating {
             return;
         }
+        let is_masked = c.masked.is_some();
         let gone: Vec<NodeName> = (c.lost.iter())
             .filter(|(_, since)| now >= since.plus_seconds(grace))
             .map(|(node, _)| node.clone())
@@ -445,33 +497,82 @@ impl RoundMachine {
             c.decide(&node, Participation::Disconnected);
             effects.push(c.progress());
         }
+        if is_masked {
+            return self.close_masked(now, effects);
+        }
         let complete = c.accepted >= c.wanted;
         let hopeless = c.accepted + c.open < quorum;
         if !complete && !hopeless && c.open > 0 && now < c.deadline {
             return;
         }
-        let lost = std::mem::take(&mut c.lost);
-        for (node, part) in c.members.iter_mut().filter(|(_, part)| part.is_none()) {
-            *part = Some(match (complete, lost.contains_key(node)) {
-                (true, _) => Participation::Surplus,
-                (false, true) => Participation::Disconnected,
-                (false, false) => Participation::Late,
-            });
-        }
-        c.open = 0;
+        c.close(complete);
         let accepted = c.accepted;
         if accepted >= quorum {
             c.aggregating = true;
-            effects.push(Effect::Aggregate);
+            effects.push(Effect::Aggregate { unmask: None });
         } else {
             let minimum = quorum;
             self.end_attempt(now, Err(Abandonment::BelowMinimum { accepted, minimum }), effects);
         }
     }
 
-    fn aggregated(&mut self, now: Time, result: Result<Digest, String>, effects: &mut Vec<Effect>) {
-        if matches!(&self.phase, Phase::Collecting(c) if c.aggregating) {
-            let outcome = result.map_err(|detail| Abandonment::UnfitModel { detail: one_line(&detail) });
+    /// The same for an attempt whose updates are masked: its session goes from step to step until the sum can be opened.
+    fn close_masked(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        let quorum = self.quorum();
+        loop {
+            let Phase::Collecting(c) = &mut self.phase else { return };
+            let Some(masked) = &mut c.masked else { return };
+            let step = masked.step();
+            for node in masked.left_out() {
+                let lost = c.lost.contains_key(&node);
+                if c.decide(&node, if lost { Participation::Disconnected } else { Participation::Late }) {
+                    effects.push(c.progress());
+                }
+            }
+            let (accepted, open) = (c.accepted, c.open);
+            if matches!(step, Step::Keys | Step::Collecting) && accepted + open < quorum {
+                let reason = Abandonment::BelowMinimum { accepted, minimum: quorum };
+                return self.end_attempt(now, Err(reason), effects);
+            }
+            if let Step::Collecting = step {
+                if accepted >= c.wanted && open > 0 {
+                    // Every masked update that is here is summed; those under way get a moment more.
+                    c.deadline = c.deadline.min(now.plus_seconds(STRAGGLER_SECONDS));
+                }
+                if open > 0 && now < c.deadline {
+                    return;
+                }
+                c.close(false);
+            }
+            let Some(masked) = &mut c.masked else { return };
+            match step {
+                // Whoever lost its connection is waited for until the step's time is over.
+                Step::Keys | Step::Opening if !masked.is_settled(now, c.lost.is_empty()) => return,
+                Step::Keys | Step::Collecting | Step::Opening => masked.close(now, effects),
+                Step::Open(terms) => {
+                    c.aggregating = true;
+                    effects.push(Effect::Aggregate { unmask: Some(terms) });
+                    return;
+                }
+                Step::Failed(detail) => {
+                    let reason = Abandonment::SecureAggregation { detail: one_line(&detail) };
+                    return self.end_attempt(now, Err(reason), effects);
+                }
+            }
+        }
+    }
+
+    fn aggregated(&mut self, now: Time, result: Result<Aggregated, String>, effects: &mut Vec<Effect>) {
+        if let Phase::Collecting(c) = &mut self.phase
+            && c.aggregating
+        {
+            if let (Ok(Aggregated { summed, support, .. }), Some(masking)) = (&result, &mut self.masking) {
+                (c.summed, masking.support) = (*summed, *support);
+            }
+            let outcome = match result {
+                Ok(aggregated) => Ok(aggregated.model),
+                Err(detail) => Err(Abandonment::UnfitModel { detail: one_line(&detail) }),
+            };
             self.end_attempt(now, outcome, effects);
         }
     }
@@ -479,8 +580,12 @@ impl RoundMachine {
     /// Writes the attempt's end down and goes on: to the evaluation, the next round, or the next attempt.
     fn end_attempt(&mut self, now: Time, outcome: Result<Digest, Abandonment>, effects: &mut Vec<Effect>) {
         let Phase::Collecting(c) = std::mem::replace(&mut self.phase, Phase::Selecting) else { return };
-        let Collecting { attempt, members, bytes_down, bytes_up, .. } = *c;
+        let Collecting { attempt, members, bytes_down, bytes_up, mut masked, summed, accepted, .. } = *c;
         let (round, number) = (attempt.round, attempt.attempt);
+        let bytes_down = bytes_down + masked.as_ref().map_or(0, Masked::bytes_sent);
+        // A client sends one masked update for a round, whatever became of it: the round is not tried again.
+        let spent =
+            outcome.is_err() && masked.as_ref().is_some_and(|masked| accepted > 0 || masked.was_resumed());
         match &outcome {
             Ok(model) => {
                 self.head = RunHead {
@@ -494,9 +599,13 @@ impl RoundMachine {
             }
             Err(Abandonment::Stopped) => self.head.state = RunState::Stopped,
             Err(reason) if number >= self.job.cohort.attempts => {
+                self.head.published = if spent { round } else { self.head.published };
                 self.head.state = RunState::Failed { reason: reason.clone() };
             }
-            Err(_) => self.head.attempt = number + 1,
+            Err(_) => {
+                self.head.attempt = number + 1;
+                self.head.published = if spent { round } else { self.head.published };
+            }
         }
         let cohort: BTreeMap<NodeName, Participation> =
             members.into_iter().map(|(node, part)| (node, part.unwrap_or(Participation::Late))).collect();
@@ -514,8 +623,13 @@ impl RoundMachine {
                 Ok(model) => RoundOutcome::Published { model },
                 Err(reason) => RoundOutcome::Abandoned { reason },
             },
+            spent,
+            summed,
         };
         effects.push(Effect::Commit { record: Box::new(record.clone()), head: self.head.clone() });
+        if let Some(masked) = masked.as_mut().filter(|_| published) {
+            masked.commit(effects);
+        }
         for (node, part) in &record.cohort {
             let used = matches!(part, Participation::Accepted { .. });
             let reason = match (published, used) {
@@ -592,6 +706,9 @@ impl Collecting {
     fn decide(&mut self, node: &NodeName, part: Participation) -> bool {
         match self.members.get_mut(node) {
             Some(open @ None) => {
+                if let Some(masked) = &mut self.masked {
+                    masked.decided(node, matches!(part, Participation::Accepted { .. }));
+                }
                 *open = Some(part);
                 self.open -= 1;
                 self.lost.remove(node);
@@ -599,6 +716,19 @@ impl Collecting {
             }
             _ => false,
         }
+    }
+
+    /// Decides the part of every open member: nothing more is waited for.
+    fn close(&mut self, complete: bool) {
+        let lost = std::mem::take(&mut self.lost);
+        for (node, part) in self.members.iter_mut().filter(|(_, part)| part.is_none()) {
+            *part = Some(match (complete, lost.contains_key(node)) {
+                (true, _) => Participation::Surplus,
+                (false, true) => Participation::Disconnected,
+                (false, false) => Participation::Late,
+            });
+        }
+        self.open = 0;
     }
 
     fn invitation(&self, node: NodeName, model: Digest) -> Effect {

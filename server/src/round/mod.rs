@@ -14,17 +14,20 @@
 //! forget, and no round is announced that a crash could take back.
 
 mod machine;
+mod masked;
 #[cfg(test)]
 mod tests;
 
 pub use machine::{RoundMachine, Start};
+pub use masked::Masking;
 pub use tributary_common::record::{Dismissal, Role};
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use tributary_common::digest::Digest;
 use tributary_common::ids::NodeName;
-use tributary_common::record::{EvaluationRecord, Metrics, Reason, RoundRecord, RunEvent, RunState};
+use tributary_common::record::{EvaluationRecord, Metrics, Reason, RoundRecord, RunEvent, RunState, Summed};
+use tributary_common::secagg::keys::MaskTerm;
 use tributary_common::time::Time;
 
 use crate::store::{AttemptRecord, RunHead};
@@ -98,7 +101,7 @@ pub enum Input {
     /// The answer to [`Effect::Aggregate`].
     Aggregated(
         /// The new model, stored; or why there is none, in one line.
-        Result<Digest, String>,
+        Result<Aggregated, String>,
     ),
     /// A node evaluated the published model.
     Evaluated {
@@ -115,8 +118,19 @@ pub enum Input {
     Tick,
 }
 
+/// What became of a sum.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Aggregated {
+    /// The new model.
+    pub model: Digest,
+    /// What was summed with it.
+    pub summed: Option<Summed>,
+    /// Digest of the next round's support, where there is one.
+    pub support: Option<Digest>,
+}
+
 /// What the caller must do, in this order.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Clone)]
 pub enum Effect {
     /// Write the attempt down, durably.
     Journal(AttemptRecord),
@@ -152,7 +166,10 @@ pub enum Effect {
         node: NodeName,
     },
     /// Make the new model from the sum, store it, and answer with [`Input::Aggregated`].
-    Aggregate,
+    Aggregate {
+        /// Masks to take off the sum first; `None` without masks.
+        unmask: Option<Vec<MaskTerm>>,
+    },
     /// Write the end of the attempt down, durably and at once; then start a new sum.
     Commit {
         /// The record.

@@ -57,6 +57,10 @@ struct Disk {
     evaluated: BTreeSet<u32>,
 }
 
+fn aggregated(model: Digest) -> Aggregated {
+    Aggregated { model, summed: None, support: None }
+}
+
 /// Carries out the machine's effects as `Run` does, and checks their order.
 #[derive(Debug)]
 struct World {
@@ -97,6 +101,8 @@ impl World {
                 .map(|record| record.accepted().cloned().collect())
                 .unwrap_or_default(),
             imposed,
+            masking: None,
+            session: None,
         };
         let (machine, effects) = RoundMachine::new(now, start);
         let mut world = Self {
@@ -143,13 +149,14 @@ impl World {
                 Effect::Fold { node } => {
                     assert!(self.folded.insert(node), "an update is summed once");
                 }
-                Effect::Aggregate => {
+                Effect::Aggregate { unmask } => {
+                    assert!(unmask.is_none());
                     let answer = if self.unfit_models > 0 {
                         self.unfit_models -= 1;
                         Err("norm".to_owned())
                     } else {
                         let text = format!("{} {:?}", self.disk.head.model, self.folded);
-                        Ok(Digest::of(text.as_bytes()))
+                        Ok(aggregated(Digest::of(text.as_bytes())))
                     };
                     let effects = self.machine.step(self.now, Input::Aggregated(answer));
                     self.perform(effects);
@@ -408,7 +415,7 @@ fn stale_and_foreign_messages_change_nothing() {
         Input::Declined { node: name(0), round: 1, attempt: 2, reason: Reason::Policy },
         Input::Declined { node: name(9), round: 1, attempt: 1, reason: Reason::Policy },
         Input::Evaluated { node: name(0), round: 1, metrics: Metrics::default() },
-        Input::Aggregated(Ok(Digest::of(b"forged"))),
+        Input::Aggregated(Ok(aggregated(Digest::of(b"forged")))),
         Input::Tick,
     ] {
         world.step(input);

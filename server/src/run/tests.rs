@@ -82,7 +82,7 @@ fn mean() -> Rule {
 }
 
 fn open(store: &Arc<dyn Store>) -> Run {
-    let (mut run, _) = Run::open(Arc::clone(store), ID, Time(1000), None, mean(), None).unwrap();
+    let (mut run, _) = Run::open(Arc::clone(store), ID, Time(1000), Opening::new(mean())).unwrap();
     for index in 0..3 {
         run.handle(Time(1000), Input::Connected { node: name(index), role: Role::Trainer }).unwrap();
     }
@@ -173,7 +173,7 @@ fn what_a_rule_makes_is_published_only_if_it_is_a_model() {
     let finish = |rule| {
         let store = submitted();
         let mut run =
-            Run::open(Arc::clone(&store), ID, Time(1000), None, Rule::Own(Box::new(Counting(rule, 0))), None)
+            Run::open(Arc::clone(&store), ID, Time(1000), Opening::new(Rule::Own(Box::new(Counting(rule, 0)))))
                 .unwrap()
                 .0;
         for index in 0..3 {
@@ -263,7 +263,7 @@ fn an_update_counts_once_and_only_in_its_round() {
 fn what_cannot_be_run_is_refused_in_words() {
     let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
     let model = store.put_model(&[0.0; 4]).unwrap();
-    let error = |id| Run::open(Arc::clone(&store), id, Time(0), None, mean(), None).unwrap_err().to_string();
+    let error = |id| Run::open(Arc::clone(&store), id, Time(0), Opening::new(mean())).unwrap_err().to_string();
     assert!(error(RunId(9)).contains("does not exist"));
     store.create_run(RunId(1), "name = 1", model, Time(0)).unwrap();
     assert!(error(RunId(1)).contains("cannot be run"));
@@ -292,7 +292,7 @@ fn with_client_level_privacy_the_record_is_the_same_whatever_a_client_sends() {
             values.iter_mut().for_each(|value| *value += 0.25);
             Ok(())
         }));
-        let (mut run, _) = Run::open(Arc::clone(&store), ID, Time(1000), None, rule, None).unwrap();
+        let (mut run, _) = Run::open(Arc::clone(&store), ID, Time(1000), Opening::new(rule)).unwrap();
         for index in 0..3 {
             run.handle(Time(1000), Input::Connected { node: name(index), role: Role::Trainer }).unwrap();
         }
@@ -318,9 +318,7 @@ fn with_client_level_privacy_the_record_is_the_same_whatever_a_client_sends() {
         submitted_as(&format!("{JOB}{CLIENT_LEVEL}")),
         ID,
         Time(0),
-        None,
-        Rule::Own(Box::new(Counting(|_| Ok(vec![0.0; 6]), 0))),
-        None,
+        Opening::new(Rule::Own(Box::new(Counting(|_| Ok(vec![0.0; 6]), 0)))),
     );
     assert!(own.unwrap_err().to_string().contains("[privacy] needs the coordinator's own"));
 }

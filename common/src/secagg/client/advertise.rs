@@ -49,8 +49,11 @@ impl Advertised {
         // Floors and fractions; the size is not known yet.
         rules.parameters(own.minimum_survivors().max(MINIMUM_SURVIVORS))?;
         journal.may_start(&own.agreement.task, own.agreement.round)?;
-        let secrets =
-            Secrets { channel: Secret::random(rng), pair: Secret::random(rng), own: Secret::random(rng) };
+        let secrets = Secrets {
+            channel: Secret::random_scalar(rng),
+            pair: Secret::random_scalar(rng),
+            own: Secret::random(rng),
+        };
         let (share_key, mask_key) = (public_of(&secrets.channel), public_of(&secrets.pair));
         let message = signed::advertise(&own.context, &own.id, &share_key, &mask_key);
         let entry = Entry {

@@ -37,13 +37,13 @@ impl Received {
         if routed_digest(member, shared, sealed) != self.digest {
             return Err(Abort::Contradiction("set of routed shares"));
         }
-        Ok(self.complaint(member).into_iter().collect())
+        Ok(self.complaint(member).map(Action::Send).into_iter().collect())
     }
 
-    fn complaint(&self, member: &Member) -> Option<Action> {
+    pub(super) fn complaint(&self, member: &Member) -> Option<ToServer> {
         let session = member.group.session.tag();
         let about = self.complaints.clone();
-        (!about.is_empty()).then_some(Action::Send(ToServer::Complaints { session, about }))
+        (!about.is_empty()).then_some(ToServer::Complaints { session, about })
     }
 }
 
@@ -117,7 +117,7 @@ impl Shared {
         }
         let digest = routed_digest(member, &shared, &sealed);
         let received = Received { shared, complaints, digest };
-        let mut actions: Vec<Action> = received.complaint(member).into_iter().collect();
+        let mut actions: Vec<Action> = received.complaint(member).map(Action::Send).into_iter().collect();
         actions.push(Action::Ready);
         Ok((Ready { masked: Masked { own: self.own, held, received }, pairs }, actions))
     }

@@ -305,6 +305,21 @@ impl Session {
         }
     }
 
+    /// The last answer of this step, for a connection that was lost on the way; the coordinator takes it once.
+    pub fn resend(&self) -> Option<ToServer> {
+        match &self.state {
+            State::Advertised(advertised) => Some(ToServer::Advertise(advertised.entry().clone())),
+            State::Member(member, progress) => match progress.as_ref() {
+                Progress::Shared(shared) => Some(shared.message()),
+                Progress::Ready(ready) => ready.received().complaint(member),
+                Progress::Masked(masked) => masked.received().complaint(member),
+                Progress::Signed(signed) => Some(signed.message(member)),
+                Progress::Unmasked(unmasked) => Some(unmasked.message(member)),
+            },
+            State::Over => None,
+        }
+    }
+
     /// Signature over the SHA-256 `digest` of the masked bytes, for the end of the upload; none before masking.
     pub fn sign_upload(&self, digest: &Hash) -> Option<[u8; 64]> {
         let is_masked = matches!(self.step(), Step::Masked | Step::Signed | Step::Unmasked);

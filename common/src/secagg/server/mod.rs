@@ -289,6 +289,14 @@ impl Session {
         counts && self.uploaded.insert(index)
     }
 
+    /// Whether a masked upload of this client belongs to the sum: it shared its keys and, once they are fixed, is one of
+    /// the survivors.
+    pub fn expects_upload(&self, id: ClientId) -> bool {
+        let index = self.group.as_ref().and_then(|group| group.roster.index_of(&id));
+        let expected = self.alive.as_ref().or(self.shared.as_ref());
+        index.is_some_and(|index| expected.is_some_and(|set| set.contains(index)))
+    }
+
     /// Whether an upload was signed by its sender for this session; `digest` is the SHA-256 of its bytes.
     pub fn verify_upload(&self, id: ClientId, digest: &Hash, signature: &[u8; 64]) -> bool {
         let Some(group) = &self.group else { return false };

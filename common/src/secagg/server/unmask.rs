@@ -1,10 +1,12 @@
 //! Steps 5 and 6: takes what the survivors reveal, recovers what is missing, and lists the masks to take out.
 
+use std::collections::BTreeSet;
+
 use zeroize::Zeroizing;
 
 use super::super::abort::Abort;
 use super::super::bitmap::ClientSet;
-use super::super::keys::{MaskKey, MaskTerm, Secret, Sign, agree, commit, public_of};
+use super::super::keys::{MaskKey, MaskTerm, Secret, Sign, agree, commit};
 use super::super::messages::{Late, ToClient, Unmask};
 use super::super::shamir::{HeldShare, WeightCache, recover};
 use super::journal::Record;
@@ -102,7 +104,7 @@ impl Session {
             (self.shared.as_ref().ok_or(Abort::Over)?, self.alive.as_ref().ok_or(Abort::Over)?);
         let segments = self.config.segments;
         let mut cache = WeightCache::default();
-        let mut faults = Vec::new();
+        let mut liars = BTreeSet::new();
         let mut terms = Vec::new();
         for index in alive.iter() {
             let id = group.id(index).ok_or(Abort::Over)?;
@@ -111,7 +113,7 @@ impl Session {
                 None => {
                     let commitment = self.shares.get(&index).ok_or(Abort::Over)?.commitment;
                     let shares = self.lates.iter().map(|(holder, late)| (*holder, late.silent.as_slice()));
-                    self.recovered(&mut cache, &mut faults, index, shares, |secret| {
+                    self.recovered(&mut cache, &mut liars, index, shares, |secret| {
                         commit(&group.session, &id, secret) == commitment
                     })?
                 }
@@ -128,8 +130,8 @@ impl Session {
                 continue;
             }
             let shares = self.unmasks.iter().map(|(holder, unmask)| (*holder, unmask.dead.as_slice()));
-            let secret = self.recovered(&mut cache, &mut faults, index, shares, |secret| {
-                public_of(secret) == dead.mask_key
+            let secret = self.recovered(&mut cache, &mut liars, index, shares, |secret| {
+                secret.is_scalar_of(&dead.mask_key)
             })?;
             for other in living {
                 let other = group.entry(other).ok_or(Abort::Over)?;
@@ -143,7 +145,8 @@ impl Session {
         }
         self.step = Step::Opened;
         self.wipe();
-        let mut actions: Vec<Action> = faults;
+        let fault = |index| Some(Action::Fault(self.group.as_ref()?.id(index)?, Fault::Share));
+        let mut actions: Vec<Action> = liars.into_iter().filter_map(fault).collect();
         actions.push(Action::Unmask(terms));
         Ok(actions)
     }
@@ -152,7 +155,7 @@ impl Session {
     fn recovered<'a>(
         &self,
         cache: &mut WeightCache,
-        faults: &mut Vec<Action>,
+        liars: &mut BTreeSet<u16>,
         owner: u16,
         sent: impl Iterator<Item = (u16, &'a [(u16, Secret)])>,
         is_right: impl Fn(&Secret) -> bool,
@@ -161,7 +164,9 @@ impl Session {
         let id = group.id(owner).ok_or(Abort::Over)?;
         let mut holders = Vec::new();
         let mut shares = Vec::new();
-        for (holder, list) in sent {
+        // Who was caught before comes last, so that one liar costs one search.
+        let (honest, caught): (Vec<_>, Vec<_>) = sent.partition(|(holder, _)| !liars.contains(holder));
+        for (holder, list) in honest.into_iter().chain(caught) {
             let Ok(place) = list.binary_search_by_key(&owner, |(owner, _)| *owner) else { continue };
             let (Some((_, share)), Some(x)) = (list.get(place), group.graph.share_index(owner, holder))
             else {
@@ -172,11 +177,7 @@ impl Session {
         }
         let check = |secret: &Zeroizing<[u8; 32]>| is_right(&Secret(**secret));
         let found = recover(cache, &shares, group.parameters.threshold, check).ok_or(Abort::Recovery(id))?;
-        for place in found.wrong {
-            if let Some(holder) = holders.get(place).and_then(|holder| group.id(*holder)) {
-                faults.push(Action::Fault(holder, Fault::Share));
-            }
-        }
+        liars.extend(found.wrong.iter().filter_map(|place| holders.get(*place)));
         Ok(Secret(*found.secret))
     }
 }

@@ -1,8 +1,11 @@
 //! Tests of the protocol: vectors, drop-outs, attacks.
 
+mod attacks;
 mod dropouts;
 mod federation;
+mod hostile;
 mod known_answers;
+mod restart;
 
 use serde_json::Value;
 

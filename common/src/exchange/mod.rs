@@ -1,0 +1,91 @@
+//! How a client's update travels: what leaves a client, and what the coordinator makes of it.
+//!
+//! [`Plain`] updates are seen one by one, compressed if the job says so. [`Masked`] ones are integers modulo 2^b that are
+//! only ever seen as a sum. Both ends, and the simulator, compute both from the job alone.
+
+mod lanes;
+mod masked;
+mod plain;
+mod support;
+mod terms;
+
+pub use masked::{ClientValues, Coins, Encoded, Integers, Masked, MaskedSum, Segment, Summation};
+pub use plain::{Plain, PlainUpdate};
+pub use support::RoundSupport;
+pub use terms::{SessionOf, Terms};
+
+use crate::job::{Job, JobError};
+
+/// How the updates of a job travel.
+#[derive(Debug, Clone)]
+pub enum Exchange {
+    /// One by one.
+    Plain(Plain),
+    /// Under masks.
+    Masked(Box<Masked>),
+}
+
+/// Why an update cannot be encoded, or read. Each displays as one line.
+#[derive(Debug, thiserror::Error)]
+pub enum ExchangeError {
+    /// The job cannot be carried out.
+    #[error(transparent)]
+    Job(#[from] JobError),
+    /// The bytes are not those of an update.
+    #[error("the update cannot be read: {0}")]
+    Bytes(String),
+    /// A vector has another length than the model.
+    #[error("{found} values, but {expected} are expected")]
+    Length {
+        /// Values expected.
+        expected: usize,
+        /// Values found.
+        found: usize,
+    },
+    /// The sum is not one that the clients can have sent.
+    #[error(
+        "the sum is out of its range: coordinate {index} is {value}, and {clients} clients reach ±{most} at most"
+    )]
+    Range {
+        /// The coordinate.
+        index: usize,
+        /// Its sum.
+        value: i64,
+        /// Clients in the sum.
+        clients: u32,
+        /// Largest magnitude.
+        most: i64,
+    },
+    /// There is no noise to be had.
+    #[error("no noise, so no update: {0}")]
+    Noise(String),
+}
+
+impl Exchange {
+    /// How the updates of `job` travel.
+    ///
+    /// # Errors
+    /// [`ExchangeError::Job`], for sums that do not fit.
+    pub fn of(job: &Job) -> Result<Self, ExchangeError> {
+        Ok(match &job.secure_aggregation {
+            None => Exchange::Plain(Plain::of(job)?),
+            Some(_) => Exchange::Masked(Box::new(Masked::of(job)?)),
+        })
+    }
+
+    /// Fewest and most bytes of an update.
+    pub fn update_bytes(&self) -> (u64, u64) {
+        match self {
+            Exchange::Plain(plain) => plain.update_bytes(),
+            Exchange::Masked(masked) => (masked.update_bytes(), masked.update_bytes()),
+        }
+    }
+
+    /// The masked exchange, if it is one.
+    pub fn masked(&self) -> Option<&Masked> {
+        match self {
+            Exchange::Plain(_) => None,
+            Exchange::Masked(masked) => Some(masked),
+        }
+    }
+}

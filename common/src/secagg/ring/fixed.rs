@@ -1,0 +1,211 @@
+//! Updates as integers, by stochastic rounding to fixed point, and sums as updates again.
+
+use zeroize::Zeroizing;
+
+use super::super::mask::{KeyStream, Vectorised, vectorised};
+use super::{Lane, Lanes, RingError, RingVector, Width};
+
+/// Coordinates whose coins are drawn at a time.
+const PART: usize = 2048;
+/// 1.5·2²³: near it `f32` has integers only, so adding it rounds to one, and the sum's low bits are that integer.
+const ROUNDING: f32 = 12_582_912.0;
+/// Most value bits: Q and the integers next to it lie in the range in which [`ROUNDING`] rounds.
+const MOST_VALUE_BITS: u32 = 22;
+
+/// A client's weight: a whole number of parts of the largest weight. It only travels masked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Weight {
+    parts: u32,
+    most: u32,
+}
+
+impl Weight {
+    /// All clients weigh the same.
+    pub const ONE: Self = Self { parts: 1, most: 1 };
+
+    /// `parts` of `most`.
+    ///
+    /// # Errors
+    /// [`RingError::Encoding`] unless `parts` is from 1 to `most`.
+    pub fn new(parts: u32, most: u32) -> Result<Self, RingError> {
+        if (1..=most).contains(&parts) {
+            return Ok(Self { parts, most });
+        }
+        let needed = "a whole number from 1 to the largest weight";
+        Err(RingError::Encoding { name: "weight", value: f64::from(parts), needed })
+    }
+
+    /// The number of parts: w. The sum of the clients' is what the sum of their updates is divided by.
+    pub fn parts(self) -> u32 {
+        self.parts
+    }
+
+    /// The largest number of parts: W.
+    pub fn most(self) -> u32 {
+        self.most
+    }
+}
+
+/// A client's update as integers.
+pub struct Encoded {
+    /// The integers, from −Q to Q.
+    pub vector: RingVector,
+    /// How many coordinates lay outside of ± `coordinate_limit` and were brought there.
+    pub clipped: usize,
+}
+
+/// Fixed point: a coordinate x within ± `coordinate_limit` becomes ⌊x·s + u⌋, from −Q to Q, with Q = 2^(v−1) − 1 for v
+/// value bits, s = Q / `coordinate_limit`, and u uniform from the 2²⁴ multiples of 2⁻²⁴ in [0, 1): right on average.
+/// The product is rounded to `f32`, which is as fine as x itself; the rest is exact, but for less than 2⁻²⁴ steps where
+/// x·s is next to zero.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Fixed {
+    bound: u32,
+    scale: f32,
+    coordinate_limit: f32,
+}
+
+impl Fixed {
+    /// Integers of `value_bits` bits, from 2 to 22 (an `f32` has 24), for coordinates of up to `coordinate_limit`, from
+    /// 1e-30 to 1e30.
+    ///
+    /// # Errors
+    /// [`RingError::Encoding`] outside of these.
+    pub fn new(value_bits: u32, coordinate_limit: f32) -> Result<Self, RingError> {
+        let error = |name, value, needed| Err(RingError::Encoding { name, value, needed });
+        if !(2..=MOST_VALUE_BITS).contains(&value_bits) {
+            return error("value_bits", f64::from(value_bits), "a whole number from 2 to 22");
+        }
+        if !(1e-30..=1e30).contains(&coordinate_limit) {
+            return error("coordinate_limit", f64::from(coordinate_limit), "a number from 1e-30 to 1e30");
+        }
+        let bound: u32 = (1 << (value_bits - 1)) - 1;
+        let scale = (f64::from(bound) / f64::from(coordinate_limit)) as f32;
+        Ok(Self { bound, scale, coordinate_limit })
+    }
+
+    /// Q: the largest absolute value of a client's integer.
+    pub fn bound(&self) -> u32 {
+        self.bound
+    }
+
+    /// Largest absolute value of a coordinate.
+    pub fn coordinate_limit(&self) -> f32 {
+        self.coordinate_limit
+    }
+
+    /// s: integer steps per unit.
+    pub fn scale(&self) -> f64 {
+        f64::from(self.scale)
+    }
+
+    /// The smallest width in which no sum of up to `clients` updates wraps: n·Q ≤ 2^(b−1) − 1.
+    ///
+    /// # Errors
+    /// [`RingError::TooWide`] if there is none.
+    pub fn width(&self, clients: u64) -> Result<Width, RingError> {
+        Width::of_sum(clients, u64::from(self.bound))
+    }
+
+    /// The integers of (w/W)·x for each coordinate x; the coin of coordinate j is the top 24 bits of word j that is
+    /// drawn from `coins`. Whoever knows the coins learns a little more of a client's coordinate from what is released
+    /// about it: the caller decides whether they are secret.
+    ///
+    /// # Errors
+    /// [`RingError`] for a coordinate that is no finite number, a width that Q does not fit, or coins at their end.
+    pub fn encode(
+        &self,
+        width: Width,
+        values: &[f32],
+        weight: Weight,
+        coins: &mut KeyStream,
+    ) -> Result<Encoded, RingError> {
+        width.check_sum(1, u64::from(self.bound))?;
+        let mut vector = RingVector::zeros(width, values.len());
+        let clipped = match &mut vector.lanes {
+            Lanes::U16(lanes) => self.encode_into(values, weight, coins, lanes)?,
+            Lanes::U32(lanes) => self.encode_into(values, weight, coins, lanes)?,
+            Lanes::U64(lanes) => self.encode_into(values, weight, coins, lanes)?,
+        };
+        Ok(Encoded { vector, clipped })
+    }
+
+    fn encode_into<L: Lane>(
+        &self,
+        values: &[f32],
+        weight: Weight,
+        coins: &mut KeyStream,
+        lanes: &mut [L],
+    ) -> Result<usize, RingError> {
+        let scale = (self.scale() * f64::from(weight.parts) / f64::from(weight.most)) as f32;
+        // Exact: it has at most 22 bits.
+        let (limit, bound) = (self.coordinate_limit, self.bound as f32);
+        let mut words = Zeroizing::new([0; PART]);
+        let mut clipped = 0;
+        for (at, (values, lanes)) in values.chunks(PART).zip(lanes.chunks_mut(PART)).enumerate() {
+            let words = words.get_mut(..values.len()).unwrap_or_default();
+            coins.fill(words)?;
+            let rounded = vectorised(Round { values, coins: words, limit, scale, bound, lanes });
+            if rounded.strange > 0 {
+                let inside = values.iter().position(|value| !value.is_finite()).unwrap_or_default();
+                return Err(RingError::NotFinite(at * PART + inside));
+            }
+            clipped += rounded.clipped as usize;
+        }
+        Ok(clipped)
+    }
+
+    /// The mean that a sum of integers stands for: each divided by s and by `divisor`, which is the sum of w/W of the
+    /// clients in the sum, or their number where they weigh the same.
+    pub fn decode(&self, sum: impl Iterator<Item = i64>, divisor: f64) -> impl Iterator<Item = f32> {
+        let unit = 1.0 / (self.scale() * divisor);
+        sum.map(move |value| (value as f64 * unit) as f32)
+    }
+}
+
+/// One part of an update to round.
+struct Round<'a, L> {
+    values: &'a [f32],
+    coins: &'a [u32],
+    limit: f32,
+    scale: f32,
+    bound: f32,
+    lanes: &'a mut [L],
+}
+
+/// What was seen on the way.
+struct Rounded {
+    /// Coordinates beyond the limit.
+    clipped: u32,
+    /// Coordinates that are no finite numbers.
+    strange: u32,
+}
+
+impl<L: Lane> Vectorised for Round<'_, L> {
+    type Output = Rounded;
+
+    /// Additions, multiplications and comparisons only: every processor has vectors for them and rounds alike.
+    #[inline(always)]
+    fn run(self) -> Rounded {
+        let Self { limit, scale, bound, .. } = self;
+        let mut rounded = Rounded { clipped: 0, strange: 0 };
+        for ((value, coin), lane) in self.values.iter().zip(self.coins).zip(self.lanes) {
+            rounded.clipped += u32::from(value.abs() > limit);
+            rounded.strange += u32::from(!value.is_finite());
+            let value = if *value > limit { limit } else { *value };
+            let value = if value < -limit { -limit } else { value };
+            let exact = value * scale;
+            let nearest = (exact + ROUNDING) - ROUNDING;
+            let floor = nearest - if nearest > exact { 1.0 } else { 0.0 };
+            // ⌊exact + coin⌋ without a sum that would be rounded.
+            let up = 1.0 - (exact - floor);
+            let coin = ((coin >> 8) as i32) as f32 * (1.0 / 16_777_216.0);
+            let integer = floor + if coin >= up { 1.0 } else { 0.0 };
+            let integer = if integer > bound { bound } else { integer };
+            let integer = if integer < -bound { -bound } else { integer };
+            let bits = (integer + ROUNDING).to_bits().wrapping_sub(ROUNDING.to_bits());
+            *lane = L::from_low(i64::from(bits as i32) as u64);
+        }
+        rounded
+    }
+}
