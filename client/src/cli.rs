@@ -10,12 +10,15 @@ use tributary_common::job::Job;
 use tributary_common::ledger::account::NodeLedger;
 use tributary_common::ledger::book::NodeBook;
 use tributary_common::ledger::head::LedgerKey;
+use tributary_common::ledger::hex::Hex;
+use tributary_common::ledger::record::PublicKey;
 use tributary_common::time::Clock;
 use tributary_common::token::JoinToken;
 
 use crate::account;
 use crate::config::NodeConfig;
 use crate::enrol::{self, Credentials, KEY_FILE};
+use crate::masking::peers;
 use crate::node::{self, Format, Options, TrainerKind};
 
 const FAILED: u8 = 1;
@@ -62,6 +65,46 @@ enum Command {
     /// What this node's data spent: its privacy ledger.
     #[command(subcommand)]
     Ledger(LedgerCommand),
+    /// Show this node's fingerprint, for other nodes to pin: read it out by telephone.
+    Identity {
+        /// The node's configuration.
+        #[arg(long)]
+        config: PathBuf,
+    },
+    /// Whom this node knows: masks protect it from the coordinator only among nodes that are really others'.
+    #[command(subcommand)]
+    Peers(PeersCommand),
+}
+
+#[derive(Debug, Subcommand)]
+enum PeersCommand {
+    /// Show pinned nodes, and the identities of others as they were seen first.
+    List {
+        /// The node's configuration.
+        #[arg(long)]
+        config: PathBuf,
+        /// How to print it.
+        #[arg(long, value_enum, default_value_t = OutputFormat::Text)]
+        format: OutputFormat,
+    },
+    /// Pin a node: whoever has another fingerprint is not it. Ask its operator, never the coordinator.
+    Pin {
+        /// The node's name.
+        name: NodeName,
+        /// What `tributary-client identity` prints there; with spaces, quote it.
+        fingerprint: String,
+        /// The node's configuration.
+        #[arg(long)]
+        config: PathBuf,
+    },
+    /// Take a pin back.
+    Unpin {
+        /// The node's name.
+        name: NodeName,
+        /// The node's configuration.
+        #[arg(long)]
+        config: PathBuf,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -167,6 +210,8 @@ pub fn main() -> ExitCode {
         Command::Preflight { config } => preflight(&config),
         Command::Policy(PolicyCommand::Check { job, config }) => policy_check(&job, &config),
         Command::Ledger(command) => ledger(command),
+        Command::Identity { config } => identity(&config),
+        Command::Peers(command) => known_peers(command),
     };
     result.unwrap_or_else(|Failure { code, line }| {
         // Standard error may be closed: then only the exit code tells.
@@ -286,6 +331,53 @@ fn ledger(command: LedgerCommand) -> Result<ExitCode, Failure> {
                 node::open_account(&config, &data, &credentials, Clock.now()).map_err(failed)?;
             account.run_over(run, Clock.now()).map_err(|error| failed(crate::transport::chain(&error)))?;
             say(format_args!("{}", account.describe()));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn identity(config: &Path) -> Result<ExitCode, Failure> {
+    let config = NodeConfig::load(config).map_err(bad_usage)?;
+    let credentials = Credentials::load(&config.dir).map_err(failed)?;
+    let key = peers::identity(&credentials.key_pem).map_err(failed)?;
+    let identity = PublicKey(Hex(key.verifying_key().to_bytes()));
+    say(format_args!("{}: {}", credentials.node, peers::fingerprint(&identity)));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn known_peers(command: PeersCommand) -> Result<ExitCode, Failure> {
+    let dir = |config: &Path| NodeConfig::load(config).map(|config| config.dir).map_err(bad_usage);
+    match command {
+        PeersCommand::List { config, format } => {
+            let known = peers::load(&dir(&config)?).map_err(failed)?;
+            match format {
+                OutputFormat::Text => {
+                    for pin in known.pins() {
+                        say(format_args!("pinned  {}: {}", pin.name, peers::fingerprint(&pin.identity)));
+                    }
+                    for (id, identity) in peers::seen(&known) {
+                        say(format_args!("seen    {id}: {}", peers::fingerprint(&identity)));
+                    }
+                    if known.has_no_pins() {
+                        say(format_args!("nobody is pinned: the coordinator could be every other participant"));
+                    }
+                }
+                OutputFormat::Json => {
+                    say(format_args!("{}", serde_json::to_string(&known).map_err(failed)?));
+                }
+            }
+        }
+        PeersCommand::Pin { name, fingerprint, config } => {
+            let identity = peers::read_fingerprint(&fingerprint).map_err(bad_usage)?;
+            peers::change(&dir(&config)?, |known| known.pin(name.clone(), identity)).map_err(failed)?;
+            say(format_args!("{name} is pinned: {}", peers::fingerprint(&identity)));
+        }
+        PeersCommand::Unpin { name, config } => {
+            let was_pinned = peers::change(&dir(&config)?, |known| known.unpin(&name)).map_err(failed)?;
+            if !was_pinned {
+                return Err(failed(format_args!("{name} was not pinned")));
+            }
+            say(format_args!("{name} is no longer pinned"));
         }
     }
     Ok(ExitCode::SUCCESS)

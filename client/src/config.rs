@@ -231,6 +231,7 @@ impl NodeConfig {
             return Err(DocumentError::Value(message));
         }
         config.account.check().map_err(DocumentError::Value)?;
+        config.policy.check_values().map_err(DocumentError::Value)?;
         if config.drain_seconds > 3600 {
             let message = format!("drain_seconds = {}: 0 to 3600 are possible", config.drain_seconds);
             return Err(DocumentError::Value(message));

@@ -6,6 +6,7 @@ pub mod config;
 pub mod data;
 pub mod enrol;
 pub mod machine;
+pub mod masking;
 pub mod node;
 pub mod partition;
 pub mod policy;

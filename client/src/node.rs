@@ -373,14 +373,22 @@ impl Node {
             Effect::Evaluate { key, job, model } => {
                 self.worker.send(Command::Evaluate { key, job, model })?
             }
-            Effect::Store { key, model, private } => self.store(key, model, private),
+            Effect::Store { at, job, model, support } => self.store(at, job, model, support),
+            Effect::Join { at, job, model, support } => self.join(at, job, model, support, link),
+            Effect::Leave { at } => self.leave(at),
+            Effect::Settle { key } => {
+                if let Err(error) = self.folder.residuals().settle(key) {
+                    tracing::warn!("what the update of round {} left out is lost: {error}", key.round);
+                }
+            }
             Effect::Upload { at, update } => self.upload(at, update),
             Effect::Forget { key } => {
                 if let Some((_, task)) = self.uploading.take_if(|(sending, _)| *sending == key) {
                     task.abort();
                 }
                 self.update.take_if(|(of, _)| *of == key);
-                if let Err(error) = self.folder.forget(key) {
+                let forgotten = self.folder.forget(key).and_then(|()| self.folder.residuals().drop_pending(key));
+                if let Err(error) = forgotten {
                     tracing::warn!("an update that is no longer needed stays on the disk: {error}");
                 }
             }

@@ -1,9 +1,12 @@
 //! What a node's operator allows: checked against the job file before anything is fetched or trained.
 
 use serde::{Deserialize, Serialize};
+use tributary_common::digest::Digest;
 use tributary_common::document::Schema;
 use tributary_common::job::{Job, Mechanism, PrivacyUnit};
 use tributary_common::model::Architecture;
+use tributary_common::secagg::parameters::MINIMUM_SURVIVORS;
+use tributary_common::secagg::peers::ClientPolicy;
 
 /// Whom a job protects, as a policy names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,6 +73,26 @@ pub struct Policy {
     /// Most rounds of one job that may be paid for and then abandoned; absent: any number.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub maximum_abandoned_rounds: Option<u32>,
+    /// Whether a job must have `[secure_aggregation]`.
+    pub require_masks: bool,
+    /// Fewest survivors of a masked round, 3 or more; 5 or more are recommended without `[privacy]`.
+    pub minimum_survivors: u16,
+    /// Fewest pinned peers among the survivors of a masked round, this node not counted. With 0 the coordinator, which
+    /// enrolled everybody, could be everybody else.
+    pub minimum_pinned_survivors: u16,
+    /// Largest share of the clients that shared keys that may be said to have dropped out, from 0 to below 1.
+    pub maximum_dropout: f64,
+    /// Whether all clients that began a masked round must be in its sum, so that no two sums differ by one client; absent:
+    /// where a job has no `[privacy]` and fewer than 10 began.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fixed_cohort: Option<bool>,
+    /// Fewest training examples that an update is made from.
+    pub minimum_examples_per_update: u64,
+    /// Smallest batch, with `[privacy]` smallest expected batch, that one gradient is taken over.
+    pub minimum_local_batch: u32,
+    /// BLAKE3 digests of the models that a run may start from; absent: any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub approved_initial_models: Option<Vec<Digest>>,
 }
 
 /// The keys of `[policy]`.
@@ -87,6 +110,14 @@ pub const SCHEMA: Schema = Schema {
         "trust_coordinator_noise",
         "allow_unbounded_release",
         "maximum_abandoned_rounds",
+        "require_masks",
+        "minimum_survivors",
+        "minimum_pinned_survivors",
+        "maximum_dropout",
+        "fixed_cohort",
+        "minimum_examples_per_update",
+        "minimum_local_batch",
+        "approved_initial_models",
     ],
     tables: &[],
 };
@@ -106,6 +137,14 @@ impl Default for Policy {
             trust_coordinator_noise: false,
             allow_unbounded_release: false,
             maximum_abandoned_rounds: None,
+            require_masks: false,
+            minimum_survivors: MINIMUM_SURVIVORS,
+            minimum_pinned_survivors: 0,
+            maximum_dropout: 0.34,
+            fixed_cohort: None,
+            minimum_examples_per_update: 0,
+            minimum_local_batch: 0,
+            approved_initial_models: None,
         }
     }
 }
@@ -168,10 +207,92 @@ pub enum Violation {
         /// The policy's.
         most: f64,
     },
+    /// Updates that the coordinator would see.
+    #[error("the job has no [secure_aggregation], and this node's policy says require_masks = true")]
+    Unmasked,
+    /// A sum of too few.
+    #[error("[cohort] minimum = {asked} is below this node's minimum_survivors = {least} of a masked round")]
+    Survivors {
+        /// The job's fewest survivors.
+        asked: u32,
+        /// The policy's.
+        least: u16,
+    },
+    /// An update that few examples decide.
+    #[error(
+        "an update is made from {asked} training examples, below this node's minimum_examples_per_update = {least}"
+    )]
+    Examples {
+        /// Examples that the job's steps see at most.
+        asked: u64,
+        /// The policy's.
+        least: u64,
+    },
+    /// A gradient that few examples decide.
+    #[error("a gradient is taken over {asked} examples, below this node's minimum_local_batch = {least}")]
+    Batch {
+        /// The job's batch.
+        asked: u64,
+        /// The policy's.
+        least: u32,
+    },
+    /// Weights that somebody may have crafted.
+    #[error("the run starts from model {0}, which is not in this node's approved_initial_models")]
+    InitialModel(Digest),
 }
 
 impl Policy {
-    /// Checks a job for a node with `examples` training examples.
+    /// Checks the values.
+    ///
+    /// # Errors
+    /// One line that names the key.
+    pub fn check_values(&self) -> Result<(), String> {
+        if self.minimum_survivors < MINIMUM_SURVIVORS {
+            return Err(format!(
+                "[policy] minimum_survivors = {}: {MINIMUM_SURVIVORS} or more, for a sum of fewer hides nobody",
+                self.minimum_survivors
+            ));
+        }
+        if !(0.0..1.0).contains(&self.maximum_dropout) {
+            return Err(format!(
+                "[policy] maximum_dropout = {}: 0 to below 1 is possible",
+                self.maximum_dropout
+            ));
+        }
+        Ok(())
+    }
+
+    /// What a secure-aggregation session must keep to.
+    pub fn of_sessions(&self) -> ClientPolicy {
+        ClientPolicy {
+            minimum_survivors: self.minimum_survivors,
+            minimum_pinned_survivors: self.minimum_pinned_survivors,
+            maximum_dropout_per_million: (self.maximum_dropout * 1e6).round() as u32,
+            // Absent, it depends on the roster, which the session does not know when it begins.
+            fixed_cohort: self.fixed_cohort == Some(true),
+            ..ClientPolicy::default()
+        }
+    }
+
+    /// Whether all `clients` that began a masked round of `job` must be in its sum.
+    pub fn wants_fixed_cohort(&self, job: &Job, clients: u16) -> bool {
+        self.fixed_cohort
+            .unwrap_or_else(|| ClientPolicy::fixed_cohort_is_advised(clients, job.privacy.is_some()))
+    }
+
+    /// Checks the model that a run starts from. The models of later rounds follow from what clients sent: only the
+    /// coordinator can say whether they do.
+    ///
+    /// # Errors
+    /// [`Violation::InitialModel`].
+    pub fn check_initial_model(&self, model: Digest) -> Result<(), Violation> {
+        match &self.approved_initial_models {
+            Some(approved) if !approved.contains(&model) => Err(Violation::InitialModel(model)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Checks a job for a node with `examples` training examples: with privacy for examples, as many as are declared.
     ///
     /// # Errors
     /// The first [`Violation`].
@@ -187,7 +308,36 @@ impl Policy {
         if self.allowed_architectures.as_ref().is_some_and(|allowed| !allowed.contains(&architecture)) {
             return Err(Violation::Architecture(architecture));
         }
+        match &job.secure_aggregation {
+            None if self.require_masks => return Err(Violation::Unmasked),
+            Some(_) if job.cohort.minimum < u32::from(self.minimum_survivors) => {
+                let (asked, least) = (job.cohort.minimum, self.minimum_survivors);
+                return Err(Violation::Survivors { asked, least });
+            }
+            _ => {}
+        }
+        self.check_batch(job, examples)?;
         self.check_privacy(job)
+    }
+
+    /// Whether what the job trains on is enough to hide one example in (a job that isolates a patient asks for one step
+    /// of a batch of one).
+    fn check_batch(&self, job: &Job, examples: u64) -> Result<(), Violation> {
+        let expected = job.privacy.as_ref().and_then(|privacy| privacy.expected_batch_size);
+        let batch = match (expected, job.train.sampling_rate) {
+            // Of all clients together.
+            (Some(expected), _) => (expected / f64::from(job.cohort.size.max(1))) as u64,
+            (None, Some(rate)) => (rate * examples as f64) as u64,
+            (None, None) => u64::from(job.train.batch_size),
+        };
+        let least = self.minimum_local_batch;
+        if batch < u64::from(least) {
+            return Err(Violation::Batch { asked: batch, least });
+        }
+        let seen = batch.saturating_mul(job.train.steps(examples));
+        let asked = if expected.is_some() { seen } else { seen.min(examples) };
+        let least = self.minimum_examples_per_update;
+        if asked < least { Err(Violation::Examples { asked, least }) } else { Ok(()) }
     }
 
     fn check_privacy(&self, job: &Job) -> Result<(), Violation> {
@@ -226,6 +376,82 @@ mod tests {
         [model]\narchitecture = 'logistic'\ninputs = [2]\nclasses = 2\n\
         [train]\nalgorithm = 'fedavg'\nlearning_rate = 0.1\nlocal_epochs = 2\nbatch_size = 10\n\
         [cohort]\nsize = 4\nminimum = 3\n";
+
+    #[test]
+    fn masked_jobs_and_small_batches_have_rules_of_their_own() {
+        let check = |changes: &str, policy: &str, examples| {
+            let mut table = tributary_common::document::parse(JOB).unwrap();
+            for change in changes.split_whitespace() {
+                tributary_common::document::set(&mut table, change).unwrap();
+            }
+            let job = Job::from_table(table).unwrap();
+            let policy: Policy = toml::from_str(policy).unwrap();
+            policy.check(&job, examples).map_err(|violation| violation.to_string())
+        };
+        let masks = "secure_aggregation.enabled=true";
+        let private = "train.local_steps=1 train.batch_size=0 train.sampling_rate=0.1 privacy.unit=example \
+                       privacy.mechanism=dp-sgd privacy.noise_multiplier=1.0 privacy.clip_norm=1.0 \
+                       privacy.delta=1e-5 privacy.max_epsilon=9.0";
+        let steps = private.replace("train.local_steps=1", "train.local_steps=4");
+        let distributed = private.replace("dp-sgd", "distributed");
+        let distributed = format!("{distributed} {masks} privacy.expected_batch_size=40");
+        let one = "train.local_steps=1 train.batch_size=1";
+        for (changes, policy, examples, words) in [
+            ("", "require_masks = true", 50, Some("require_masks")),
+            (masks, "require_masks = true", 50, None),
+            (masks, "minimum_survivors = 4", 50, Some("minimum = 3 is below this node's minimum_survivors = 4")),
+            ("", "minimum_survivors = 4", 50, None),
+            (one, "minimum_local_batch = 10", 50, Some("over 1 examples")),
+            ("", "minimum_local_batch = 10", 50, None),
+            ("train.local_steps=2", "minimum_examples_per_update = 21", 50, Some("from 20 training examples")),
+            ("train.local_steps=3", "minimum_examples_per_update = 21", 50, None),
+            ("", "minimum_examples_per_update = 21", 20, Some("from 20 training examples")),
+            (private, "minimum_local_batch = 6", 50, Some("over 5 examples")),
+            (private, "minimum_local_batch = 5", 50, None),
+            (&steps, "minimum_examples_per_update = 21", 50, Some("from 20 training examples")),
+            (&distributed, "minimum_local_batch = 11", 0, Some("over 10 examples")),
+            (&distributed, "minimum_local_batch = 10\nminimum_examples_per_update = 10", 0, None),
+        ] {
+            let found = check(changes, policy, examples);
+            match words {
+                None => assert_eq!(found, Ok(()), "{changes}: {policy}"),
+                Some(words) => assert!(found.clone().unwrap_err().contains(words), "{policy}: {found:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn the_first_model_is_one_of_those_approved() {
+        let (approved, other) = (Digest::of(b"approved"), Digest::of(b"crafted"));
+        let policy: Policy = toml::from_str(&format!("approved_initial_models = ['{approved}']")).unwrap();
+        assert_eq!(policy.check_initial_model(approved), Ok(()));
+        assert_eq!(policy.check_initial_model(other), Err(Violation::InitialModel(other)));
+        assert_eq!(Policy::default().check_initial_model(other), Ok(()));
+    }
+
+    #[test]
+    fn sessions_keep_to_the_policy_and_small_open_cohorts_are_fixed() {
+        let policy = |text: &str| toml::from_str::<Policy>(text).unwrap();
+        let all = policy(
+            "minimum_survivors = 5\nminimum_pinned_survivors = 2\nmaximum_dropout = 0.2\nfixed_cohort = true",
+        );
+        let found = all.of_sessions();
+        assert_eq!((found.minimum_survivors, found.minimum_pinned_survivors), (5, 2));
+        assert_eq!((found.maximum_dropout_per_million, found.fixed_cohort), (200_000, true));
+        assert!(policy("minimum_survivors = 2").check_values().unwrap_err().contains("3 or more"));
+        assert!(policy("maximum_dropout = 1.0").check_values().unwrap_err().contains("below 1"));
+        assert_eq!(all.check_values(), Ok(()));
+        let open = Job::parse(JOB).unwrap();
+        let private = Job::parse(&format!(
+            "{JOB}[privacy]\nunit = 'client'\nmechanism = 'gaussian'\nnoise_multiplier = 1.0\nclip_norm = 1.0\n\
+             delta = 1e-5\nmax_epsilon = 9.0\n"
+        ));
+        let private = private.unwrap();
+        assert!(policy("").wants_fixed_cohort(&open, 9) && !policy("").wants_fixed_cohort(&open, 10));
+        assert!(!policy("").wants_fixed_cohort(&private, 4));
+        assert!(!policy("fixed_cohort = false").wants_fixed_cohort(&open, 4));
+        assert!(policy("fixed_cohort = true").wants_fixed_cohort(&private, 200));
+    }
 
     #[test]
     fn each_rule_refuses_and_says_which() {

@@ -6,6 +6,10 @@
 //!      └▶ Declined (policy, data, busy, shutting down, unsupported; later: budget, training)
 //! ```
 //!
+//! With `[secure_aggregation]` a session of keys runs beside it, from Fetching on: its caller keeps it, and the machine
+//! knows of it what [`Effect::Join`], [`Input::Keyed`], [`Input::SessionFailed`] and [`Effect::Leave`] say. What was
+//! trained waits (`Trained`) until there are keys to mask it.
+//!
 //! The machine has no clock, no random source and no I/O: [`NodeMachine::step`] takes the time and an input and
 //! returns effects, which its caller performs in order. A node and the simulator run this same machine.
 //!
@@ -16,6 +20,8 @@
 //! - no training of a job before [`Input::Charged`] says that what it costs, and may release, is written down;
 //! - with `[privacy]`, one payload per charge: what is stored for a round is kept, and sent again as it is, until the
 //!   round is over, abandoned attempts and lack of room notwithstanding;
+//! - with `[secure_aggregation]`, no second masking for a (run, round), in no attempt: once [`Effect::Store`] was asked
+//!   for, later attempts at the round are declined; and the bytes go when the session does, for nobody could unmask them;
 //! - a repeated invitation goes on where the work stands;
 //! - every invitation ends in an upload, a decline or a dismissal, or in the next invitation.
 
@@ -118,11 +124,14 @@ pub struct Kept {
     pub digest: Option<Digest>,
     /// Length of the update's bytes.
     pub bytes: u64,
-    /// Its weight, in training examples.
+    /// Its weight, in training examples; 1 where the weight is under the masks, or is no matter.
     pub examples: u64,
     /// Whether it was made under `[privacy]`, and so paid for: it is the one payload of its charge.
     #[serde(default)]
     pub private: bool,
+    /// Whether its bytes are masked: they are of use for one attempt alone, while its session lives.
+    #[serde(default)]
+    pub masked: bool,
     /// When it was stored.
     pub stored: Time,
 }
@@ -162,6 +171,8 @@ pub enum Input {
         model: Digest,
         /// When the attempt ends.
         deadline: Time,
+        /// With masks and top-k: the coordinates that all updates of the round have, as they came.
+        support: Option<Arc<[u8]>>,
     },
     /// An attempt is over for the node.
     Dismissed {
@@ -207,6 +218,18 @@ pub enum Input {
         /// What came of it.
         result: Result<Trained, Failure>,
     },
+    /// The session of [`Effect::Join`] has its keys: what training produces can be masked.
+    Keyed {
+        /// The attempt.
+        at: Attempt,
+    },
+    /// The session of [`Effect::Join`] ended without a sum, before or after the upload.
+    SessionFailed {
+        /// The attempt.
+        at: Attempt,
+        /// Why.
+        failure: Failure,
+    },
     /// The answer to [`Effect::Store`]: the encoded update is on the disk, flushed.
     Stored {
         /// The round.
@@ -251,6 +274,23 @@ pub enum Effect {
         /// One line for the node's own log.
         detail: String,
     },
+    /// Begin this node's part in the attempt's secure-aggregation session, or, if it has begun, say again what was said
+    /// last. Its messages pass the machine by; it tells [`Input::Keyed`] once, and [`Input::SessionFailed`] if it fails.
+    Join {
+        /// The attempt.
+        at: Attempt,
+        /// The job.
+        job: Arc<Job>,
+        /// The model that is trained on.
+        model: Digest,
+        /// As it came with the invitation.
+        support: Option<Arc<[u8]>>,
+    },
+    /// End the attempt's session, if it has not ended, and wipe its keys.
+    Leave {
+        /// The attempt.
+        at: Attempt,
+    },
     /// Get a model, over broken links too, in place of any other that is being fetched. Answer with
     /// [`Input::ModelReady`] or [`Input::FetchFailed`].
     Fetch {
@@ -279,14 +319,17 @@ pub enum Effect {
     },
     /// Stop training soon; it still answers.
     CancelTraining,
-    /// Encode what training produced, flush it to the disk, and answer with [`Input::Stored`].
+    /// Encode what training produced, mask it if the job says so, flush it to the disk, and answer with
+    /// [`Input::Stored`]. That it is masked is journalled, durably, before there are masks.
     Store {
-        /// The round.
-        key: RoundKey,
+        /// The attempt; masks are those of its session.
+        at: Attempt,
+        /// The job.
+        job: Arc<Job>,
         /// The model that it changes.
         model: Digest,
-        /// Whether its job has `[privacy]`.
-        private: bool,
+        /// As it came with the invitation.
+        support: Option<Arc<[u8]>>,
     },
     /// Send stored bytes, over broken links too, in place of any others that are being sent. Answer with
     /// [`Input::UploadDone`] or [`Input::UploadRefused`].
@@ -296,7 +339,13 @@ pub enum Effect {
         /// The update.
         update: Kept,
     },
-    /// Stop sending the update of a round and delete it, in memory and on the disk, if it is there.
+    /// The round was published with the node's update in it: what the update left out is what the next one starts from.
+    Settle {
+        /// The round.
+        key: RoundKey,
+    },
+    /// Stop sending the update of a round and delete it, in memory and on the disk, if it is there; also what it left
+    /// out, unless that was settled.
     Forget {
         /// The round.
         key: RoundKey,
@@ -409,8 +458,12 @@ impl Profile {
     /// # Errors
     /// The reason for the coordinator and one line for the operator.
     pub fn check(&self, job: &Job, examples: ExampleCounts) -> Result<(), Failure> {
+        let example_level = job.privacy.as_ref().is_some_and(|privacy| privacy.unit == PrivacyUnit::Example);
+        // What is refused shows: with privacy for examples it depends on public numbers alone.
+        let trained_on =
+            if example_level { self.declared_examples.unwrap_or_default() } else { examples.train };
         self.policy
-            .check(job, examples.train)
+            .check(job, trained_on)
             .map_err(|violation| Failure { reason: Reason::Policy, detail: violation.to_string() })?;
         let unfit = |detail: String| Err(Failure { reason: Reason::Data, detail });
         let (inputs, shape) = (&job.model.inputs, &self.example_shape);
@@ -421,8 +474,8 @@ impl Profile {
             let (here, asked) = (self.classes, job.model.classes);
             return unfit(format!("the data have {here} classes, the job's [model] classes = {asked}"));
         }
-        let example_level = job.privacy.as_ref().is_some_and(|privacy| privacy.unit == PrivacyUnit::Example);
-        if self.role == Role::Trainer && example_level && self.declared_examples.is_none() {
+        let divides = example_level && !job.sums_gradients();
+        if self.role == Role::Trainer && divides && self.declared_examples.is_none() {
             return unfit(
                 "with [privacy] the node's [data] must give declared_examples, a rounded number".into(),
             );

@@ -11,6 +11,8 @@ use tributary_common::privacy::release::{Protection, Release};
 use tributary_common::record::{Metrics, Reason};
 use tributary_common::time::Time;
 
+use crate::policy::Violation;
+
 use super::{
     ANSWERED_RUNS, Attempt, Dismissal, Effect, ExampleCounts, Failure, Input, KEPT_UPDATES, Kept, NodeEvent,
     Profile, Role, RoundKey, Trained,
@@ -32,6 +34,8 @@ pub struct NodeMachine {
     fetching: Option<Digest>,
     computing: Option<Computing>,
     kept: BTreeMap<RoundKey, Kept>,
+    /// The last round of each of the last runs for which an update was to be masked.
+    masked: BTreeMap<RunId, u32>,
     /// The attempt that was declined last, unless for being busy.
     declined: Option<(Attempt, Digest, Reason)>,
     /// The last evaluation of each of the last runs, oldest first.
@@ -44,6 +48,9 @@ struct Work {
     job: Arc<Job>,
     model: Digest,
     deadline: Time,
+    support: Option<Arc<[u8]>>,
+    /// Whether the session has its keys.
+    keyed: bool,
     phase: Phase,
 }
 
@@ -53,6 +60,8 @@ enum Phase {
     Ready(Parameters),
     Charging(Parameters),
     Training,
+    /// Waiting for keys, or for the worker.
+    Trained,
     Storing,
     Uploading,
     Delivered,
@@ -92,9 +101,23 @@ struct Answer {
 }
 
 impl Work {
-    /// Whether there is something to do before the coordinator has the update.
+    fn is_masked(&self) -> bool {
+        self.job.secure_aggregation.is_some()
+    }
+
+    /// Whether there is nothing to do but to wait for the end of the round. Masks have yet to be taken off.
+    fn is_done(&self) -> bool {
+        matches!(self.phase, Phase::Delivered) && !self.is_masked()
+    }
+
+    /// Whether there is something to do for the coordinator before the round's end.
     fn is_busy(&self, now: Time) -> bool {
-        !matches!(self.phase, Phase::Delivered) && now < self.deadline
+        !self.is_done() && now < self.deadline
+    }
+
+    fn join(&self) -> Effect {
+        let (job, support) = (self.job.clone(), self.support.clone());
+        Effect::Join { at: self.at, job, model: self.model, support }
     }
 }
 
@@ -117,6 +140,7 @@ impl NodeMachine {
             fetching: None,
             computing: None,
             kept: kept.into_iter().collect(),
+            masked: BTreeMap::new(),
             declined: None,
             answers: VecDeque::new(),
         }
@@ -129,7 +153,7 @@ impl NodeMachine {
 
     /// Whether the node has nothing under way: a good moment to renew its certificate.
     pub fn is_idle(&self) -> bool {
-        let waiting = self.work.as_ref().is_none_or(|work| matches!(work.phase, Phase::Delivered));
+        let waiting = self.work.as_ref().is_none_or(Work::is_done);
         waiting && self.computing.is_none() && self.evaluation.is_none()
     }
 
@@ -147,8 +171,8 @@ impl NodeMachine {
         match input {
             Input::Connected => self.connected = true,
             Input::Disconnected => self.connected = false,
-            Input::Invited { at, job, model, deadline } => {
-                self.invited(now, at, job, model, deadline, &mut effects);
+            Input::Invited { at, job, model, deadline, support } => {
+                self.invited(now, at, job, (model, support), deadline, &mut effects);
             }
             Input::Dismissed { at, reason } => self.dismissed(at, reason, &mut effects),
             Input::EvaluationAsked { key, job, model } => self.asked(key, job, model, &mut effects),
@@ -156,6 +180,8 @@ impl NodeMachine {
             Input::FetchFailed { model, detail } => self.fetch_failed(model, &detail, &mut effects),
             Input::Charged { key, result } => self.charged(key, result, &mut effects),
             Input::Trained { key, result } => self.trained(key, result, &mut effects),
+            Input::Keyed { at } => self.keyed(at),
+            Input::SessionFailed { at, failure } => self.session_failed(at, failure, &mut effects),
             Input::Stored { key, result } => self.stored(key, result, &mut effects),
             Input::UploadDone { at } => self.uploaded(at, &mut effects),
             Input::UploadRefused { at, detail } => self.upload_refused(at, detail, &mut effects),
@@ -200,6 +226,22 @@ impl NodeMachine {
             return;
         }
         if let Some(work) = &mut self.work
+            && matches!(work.phase, Phase::Trained)
+            && (work.keyed || !work.is_masked())
+        {
+            let at = work.at;
+            work.phase = Phase::Storing;
+            if work.is_masked() {
+                // From here on the round is used up, whatever becomes of it.
+                self.masked.insert(at.run, at.round);
+                if self.masked.len() > ANSWERED_RUNS {
+                    self.masked.retain(|run, _| *run == at.run);
+                }
+            }
+            self.computing = Some(Computing { what: Computation::Storing, key: at.key(), cancelled: false });
+            let (job, support) = (work.job.clone(), work.support.clone());
+            effects.push(Effect::Store { at, job, model: work.model, support });
+        } else if let Some(work) = &mut self.work
             && let Phase::Ready(model) = &work.phase
         {
             let (key, job, model) = (work.at.key(), work.job.clone(), model.clone());
@@ -217,7 +259,7 @@ impl NodeMachine {
         now: Time,
         at: Attempt,
         job: Result<Arc<Job>, String>,
-        model: Digest,
+        (model, support): (Digest, Option<Arc<[u8]>>),
         deadline: Time,
         effects: &mut Vec<Effect>,
     ) {
@@ -225,7 +267,17 @@ impl NodeMachine {
             && work.at.key() == at.key()
             && work.model == model
             && at.attempt >= work.at.attempt
+            && (!work.is_masked() || at == work.at || self.masked.get(&at.run) < Some(&at.round))
         {
+            if work.is_masked() {
+                if at != work.at {
+                    // Keys are of one attempt; what is trained, or being trained, is not yet.
+                    effects.push(Effect::Leave { at: work.at });
+                    (work.keyed, work.support) = (false, support);
+                    (work.at, work.deadline) = (at, deadline);
+                }
+                effects.push(work.join());
+            }
             let again = at.attempt > work.at.attempt && matches!(work.phase, Phase::Uploading);
             (work.at, work.deadline) = (at, deadline);
             // Delivered, but the coordinator asks again: it lost what it had, or its acknowledgement was lost.
@@ -245,7 +297,15 @@ impl NodeMachine {
         {
             return self.decline(at, model, reason, "declined before", effects);
         }
-        let job = match self.accept(job) {
+        if self.masked.get(&at.run) >= Some(&at.round) {
+            // What waits for this round's end, or a later one's, would wait in vain.
+            if self.work.as_ref().is_some_and(|work| work.at.key() == at.key() && work.at.attempt < at.attempt) {
+                self.drop_work(effects);
+            }
+            let detail = "an update of this round, or a later one, was masked before: a round is masked once";
+            return self.decline(at, model, Reason::Policy, detail, effects);
+        }
+        let job = match self.accept(job, at, model) {
             Ok(job) => job,
             Err(failure) => return self.decline(at, model, failure.reason, &failure.detail, effects),
         };
@@ -271,17 +331,30 @@ impl NodeMachine {
         let kept = self.kept.get(&at.key()).copied();
         let phase = if kept.is_some() { Phase::Uploading } else { Phase::Fetching };
         effects.extend(kept.map(|update| Effect::Upload { at, update }));
-        self.work = Some(Work { at, job, model, deadline, phase });
+        let work = Work { at, job, model, deadline, support, keyed: false, phase };
+        if work.is_masked() {
+            effects.push(work.join());
+        }
+        self.work = Some(work);
     }
 
     /// The job, if this node may train for it and can.
-    fn accept(&self, job: Result<Arc<Job>, String>) -> Result<Arc<Job>, Failure> {
+    fn accept(
+        &self,
+        job: Result<Arc<Job>, String>,
+        at: Attempt,
+        model: Digest,
+    ) -> Result<Arc<Job>, Failure> {
         let unsupported = |detail| Failure { reason: Reason::Unsupported, detail };
         let job = job.map_err(unsupported)?;
         if self.profile.role == Role::Evaluator {
             return Err(unsupported("this node is an evaluator: it trains nothing".into()));
         }
         self.profile.check(&job, self.examples)?;
+        if at.round == 1 {
+            let policy = |violation: Violation| Failure { reason: Reason::Policy, detail: violation.to_string() };
+            self.profile.policy.check_initial_model(model).map_err(policy)?;
+        }
         Ok(job)
     }
 
@@ -304,9 +377,17 @@ impl NodeMachine {
         }
     }
 
-    /// Stops the present work; stored bytes stay.
+    /// Stops the present work; stored bytes stay, unless they are masked.
     fn drop_work(&mut self, effects: &mut Vec<Effect>) {
         let Some(work) = self.work.take() else { return };
+        let key = work.at.key();
+        if work.is_masked() {
+            effects.push(Effect::Leave { at: work.at });
+        }
+        let useless = work.is_masked() && self.kept.remove(&key).is_some();
+        if useless || matches!(work.phase, Phase::Trained) {
+            effects.push(Effect::Forget { key });
+        }
         if let Some(computing) = &mut self.computing
             && matches!(work.phase, Phase::Charging(_) | Phase::Training | Phase::Storing)
         {
@@ -332,20 +413,19 @@ impl NodeMachine {
             return;
         }
         let at_work = current.is_some();
+        let kept = self.kept.contains_key(&key);
+        if kept && reason == Dismissal::Published {
+            effects.push(Effect::Settle { key });
+        }
         if at_work {
             self.drop_work(effects);
         }
         // One charge, one payload: another attempt at the round gets the same bytes.
         let again = reason == Dismissal::Abandoned;
-        let kept = match self.kept.get(&key) {
-            Some(update) if again && update.private => true,
-            Some(_) => {
-                self.kept.remove(&key);
-                effects.push(Effect::Forget { key });
-                true
-            }
-            None => false,
-        };
+        if self.kept.get(&key).is_some_and(|update| !(again && update.private && !update.masked)) {
+            self.kept.remove(&key);
+            effects.push(Effect::Forget { key });
+        }
         if at_work || kept {
             let RoundKey { run, round } = key;
             let not_used = |detail: &str| NodeEvent::NotUsed { run, round, detail: detail.into() };
@@ -433,13 +513,28 @@ impl NodeMachine {
             (Some(false), Err(failure)) => self.give_up(failure.reason, &failure.detail, effects),
             (Some(false), Ok(trained)) => {
                 let Some(work) = &mut self.work else { return };
-                work.phase = Phase::Storing;
-                self.computing = Some(Computing { what: Computation::Storing, key, cancelled: false });
+                work.phase = Phase::Trained;
                 let (RoundKey { run, round }, loss) = (key, trained.loss);
                 effects.push(Effect::Event(NodeEvent::Trained { run, round, loss }));
-                let private = work.job.privacy.is_some();
-                effects.push(Effect::Store { key, model: work.model, private });
             }
+        }
+    }
+
+    fn keyed(&mut self, at: Attempt) {
+        if let Some(work) = self.work.as_mut().filter(|work| work.at == at) {
+            work.keyed = true;
+        }
+    }
+
+    fn session_failed(&mut self, at: Attempt, failure: Failure, effects: &mut Vec<Effect>) {
+        let Some(work) = self.work.as_ref().filter(|work| work.at == at && work.is_masked()) else { return };
+        if matches!(work.phase, Phase::Delivered) {
+            // The coordinator has the update, and learns from the session that this node does not open it.
+            self.drop_work(effects);
+            let Attempt { run, round, .. } = at;
+            effects.push(Effect::Event(NodeEvent::NotUsed { run, round, detail: failure.detail }));
+        } else {
+            self.give_up(failure.reason, &failure.detail, effects);
         }
     }
 
@@ -480,9 +575,13 @@ impl NodeMachine {
     }
 
     fn upload_refused(&mut self, at: Attempt, detail: String, effects: &mut Vec<Effect>) {
-        if self.uploading(at).is_some() {
-            // The bytes stay: another attempt at the round may still ask for them.
-            self.work = None;
+        if let Some(work) = self.uploading(at) {
+            if work.is_masked() {
+                self.drop_work(effects);
+            } else {
+                // The bytes stay: another attempt at the round may still ask for them.
+                self.work = None;
+            }
             let Attempt { run, round, .. } = at;
             effects.push(Effect::Event(NodeEvent::NotUsed { run, round, detail }));
         }
@@ -567,7 +666,7 @@ impl NodeMachine {
         self.until = Some(now.plus_seconds(self.profile.drain_seconds));
         self.evaluation = None;
         if let Some(work) = &self.work
-            && matches!(work.phase, Phase::Fetching | Phase::Ready(_) | Phase::Charging(_) | Phase::Training)
+            && !matches!(work.phase, Phase::Storing | Phase::Uploading | Phase::Delivered)
         {
             self.give_up(Reason::ShuttingDown, "the node is shutting down", effects);
         }

@@ -35,6 +35,7 @@ impl Test {
             job_toml,
             model,
             deadline_milliseconds,
+            support: Vec::new(),
         }))
     }
 

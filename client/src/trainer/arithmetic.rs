@@ -28,10 +28,13 @@ impl Trainer for ArithmeticTrainer {
         check(job, job.layout()?.parameters(), &task.model, shard)?;
         let unit = job.privacy.as_ref().map(|privacy| privacy.unit);
         let declared = task.declared_examples.filter(|declared| *declared > 0);
+        let clip_norm =
+            job.privacy.as_ref().filter(|_| job.sums_gradients()).map(|privacy| privacy.clip_norm);
         let weight = match unit {
             None if shard.is_empty() => return Err(TrainError::NoExamples),
             None => shard.len() as u64,
             Some(PrivacyUnit::Client) => 1,
+            Some(PrivacyUnit::Example) if job.sums_gradients() => 1,
             Some(PrivacyUnit::Example) => declared.ok_or(TrainError::DeclaredExamples)?,
         };
         if stop.load(Ordering::Relaxed) {
@@ -46,7 +49,14 @@ impl Trainer for ArithmeticTrainer {
             let noise = (stream.random::<f32>() - 0.5) * 0.02;
             rate * (target as f32 - value) + noise
         };
-        let delta: Vec<f32> = task.model.iter().map(change).collect();
+        let mut delta: Vec<f32> = task.model.iter().map(change).collect();
+        if let Some(clip_norm) = clip_norm {
+            // A gradient points the other way, and as many are summed as a batch is expected to have.
+            let batch = job.train.sampling_rate.unwrap_or(1.0) * shard.len() as f64;
+            let norm = delta.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt();
+            let factor = -batch * (clip_norm / norm.max(f64::MIN_POSITIVE)).min(1.0);
+            delta.iter_mut().for_each(|value| *value = (f64::from(*value) * factor) as f32);
+        }
         if delta.iter().any(|value| !value.is_finite()) {
             return Err(TrainError::Diverged { step: 1 });
         }

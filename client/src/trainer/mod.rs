@@ -51,10 +51,12 @@ impl Task {
 /// What training produces.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ClientUpdate {
-    /// Trained model minus published model, in the order of the layout; every value is finite.
+    /// Trained model minus published model, in the order of the layout; every value is finite. Where
+    /// [`Job::sums_gradients`] says so, Σ of clipped gradients of one batch instead: without noise it is not to be
+    /// written down.
     pub delta: Vec<f32>,
     /// The client's weight in the average: its number of examples; with `[privacy]` the declared one, or 1 where the
-    /// unit is a client.
+    /// unit is a client or gradients are summed.
     pub examples: u64,
     /// Mean cross-entropy over the examples as they were trained on; `None` with `[privacy]`.
     pub loss: Option<f64>,
@@ -129,7 +131,8 @@ pub enum TrainError {
 /// Trains and evaluates for clients, one after another.
 ///
 /// The result is a function of the arguments alone: of no earlier call, thread, clock or ambient generator. With
-/// `[privacy]` and the unit `example` it is drawn with secret bits of the operating system's: no two are equal.
+/// `[privacy]` and the unit `example` it is drawn with secret bits of the operating system's: no two are equal. With
+/// `mechanism = "distributed"` there is no noise in it yet: whoever encodes it adds the client's share.
 pub trait Trainer: Send {
     /// Trains `task` on `shard`; `stop` is looked at before every step.
     fn train(&mut self, task: &Task, shard: &Shard, stop: &AtomicBool) -> Result<ClientUpdate, TrainError>;

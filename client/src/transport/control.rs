@@ -61,6 +61,13 @@ pub enum LinkEvent {
     },
     /// A message for the machine.
     Message(Box<Input>),
+    /// A message of a secure-aggregation session.
+    Masking {
+        /// The attempt.
+        at: Attempt,
+        /// As the session takes it.
+        message: Vec<u8>,
+    },
     /// Something about ledgers.
     Ledger(LedgerNews),
     /// It ended; another try follows.
@@ -257,6 +264,15 @@ async fn one_stream(
                         }
                     }
                     Some(FromCoordinator::Goodbye(goodbye)) => return farewell(&goodbye),
+                    Some(FromCoordinator::Masking(wire::Masking { run, round, attempt, message })) => {
+                        let at = match numbered(run, round, attempt) {
+                            Ok(at) => at,
+                            Err(error) => return End::Broken(format!("the coordinator's message is not valid: {error}")),
+                        };
+                        if events.send(LinkEvent::Masking { at, message }).await.is_err() {
+                            return End::Closed;
+                        }
+                    }
                     Some(message) => {
                         let input = match read(message, Clock.now()) {
                             Ok(input) => input,
@@ -324,27 +340,30 @@ fn farewell(goodbye: &wire::Goodbye) -> End {
     if goodbye.r#final { End::Final(reason) } else { End::Broken(reason) }
 }
 
+/// An attempt, whose numbers count from 1.
+fn numbered(run: u64, round: u32, attempt: u32) -> Result<Attempt, WireError> {
+    if round == 0 || attempt == 0 {
+        return Err(WireError::new("round", "rounds and attempts count from 1"));
+    }
+    Ok(Attempt { run: RunId(run), round, attempt })
+}
+
 /// A message as the machine takes it; a deadline counts from `now`.
 ///
 /// # Errors
 /// A field that breaks the protocol, or a message that is not for the machine.
 pub fn read(message: FromCoordinator, now: Time) -> Result<Input, WireError> {
-    let attempt = |run, round, attempt| {
-        if round == 0 || attempt == 0 {
-            return Err(WireError::new("round", "rounds and attempts count from 1"));
-        }
-        Ok(Attempt { run: RunId(run), round, attempt })
-    };
     let job = |text: &str| Job::parse(text).map(Arc::new).map_err(|error| one_line(&chain(&error)));
     Ok(match message {
         FromCoordinator::Invite(invite) => Input::Invited {
-            at: attempt(invite.run, invite.round, invite.attempt)?,
+            at: numbered(invite.run, invite.round, invite.attempt)?,
             job: job(&invite.job_toml),
             model: tributary_proto::digest("model", &invite.model)?,
             deadline: now + invite.deadline_milliseconds,
+            support: (!invite.support.is_empty()).then(|| invite.support.into()),
         },
         FromCoordinator::Dismiss(dismiss) => Input::Dismissed {
-            at: attempt(dismiss.run, dismiss.round, dismiss.attempt)?,
+            at: numbered(dismiss.run, dismiss.round, dismiss.attempt)?,
             reason: match dismiss.reason() {
                 wire::DismissReason::Published => Dismissal::Published,
                 wire::DismissReason::Abandoned => Dismissal::Abandoned,
@@ -361,7 +380,8 @@ pub fn read(message: FromCoordinator, now: Time) -> Result<Input, WireError> {
         | FromCoordinator::Goodbye(_)
         | FromCoordinator::KnownHead(_)
         | FromCoordinator::LedgerHead(_)
-        | FromCoordinator::RunOver(_) => {
+        | FromCoordinator::RunOver(_)
+        | FromCoordinator::Masking(_) => {
             return Err(WireError::new("message", "is not one for the machine"));
         }
     })

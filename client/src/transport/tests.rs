@@ -215,6 +215,7 @@ async fn a_broken_stream_comes_back_and_messages_go_both_ways() {
             job_toml,
             model,
             deadline_milliseconds,
+            support: Vec::new(),
         }))
     };
     let dismiss =

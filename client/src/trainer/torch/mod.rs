@@ -165,7 +165,7 @@ impl TorchTrainer {
 
 impl Trainer for TorchTrainer {
     /// Minimises the mean cross-entropy by mini-batch SGD with momentum, weight decay and, for FedProx, the
-    /// proximal term, for [`Task::steps`] steps; with `[privacy]` as its unit asks.
+    /// proximal term, for [`Task::steps`] steps; with `[privacy]` as its unit and mechanism ask.
     fn train(&mut self, task: &Task, shard: &Shard, stop: &AtomicBool) -> Result<ClientUpdate, TrainError> {
         threads::one_intra_op_thread();
         let _no_graph = tch::no_grad_guard();
@@ -175,6 +175,9 @@ impl Trainer for TorchTrainer {
         match &job.privacy {
             None => self.train_openly(task, shard, stop),
             Some(privacy) => match privacy.unit {
+                PrivacyUnit::Example if job.sums_gradients() => {
+                    self.sum_gradients(task, shard, privacy, stop)
+                }
                 PrivacyUnit::Example => self.train_private(task, shard, privacy, stop),
                 PrivacyUnit::Client => of_client(self.train_openly(task, shard, stop), parameters),
             },

@@ -2,13 +2,15 @@
 //!
 //! What one unit, an example or all rows of one person, can change is bounded before noise is drawn: the batch is
 //! drawn from secret bits, each unit's gradient has norm at most C, and everything else that leaves depends on the
-//! noised sums alone. The number of examples, a batch's size and what is in a row decide no control flow that shows, no
+//! noised sums alone. Where clients add their noise in shares ([`TorchTrainer::sum_gradients`]) the sum is what is
+//! produced, and whoever encodes it adds the share. The number of examples, a batch's size and what is in a row decide no control flow that shows, no
 //! error and no weight.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tributary_common::job::{AdaptiveClipping, Clipping, Privacy, Sampler};
 use tributary_common::privacy::noise::{Gaussian, Lattice, NoiseError, SecretRng};
+use zeroize::Zeroize as _;
 
 use super::linear::{Target, square_norm};
 use super::network::Network;
@@ -131,6 +133,14 @@ impl Mechanism {
             Sum::Gradient => {}
             Sum::Wide(sum) => sum.fill(0.0),
             Sum::Integers(sum, _) => sum.fill(0),
+        }
+    }
+
+    /// Leaves no sum in memory.
+    fn wipe(&mut self, parameters: &mut Parameters) {
+        parameters.gradient.values_mut().zeroize();
+        if let Sum::Wide(sum) = &mut self.sum {
+            sum.zeroize();
         }
     }
 
@@ -406,6 +416,46 @@ impl TorchTrainer {
             objective.finish(task, steps, &delta);
         }
         Ok(ClientUpdate { delta, examples: declared, loss: None })
+    }
+
+    /// One Poisson batch's clipped gradients, summed: no noise, no divisor and no step. Units are clipped as in private
+    /// training. One unit more or less changes the sum by at most the clip norm, and by what single precision rounds
+    /// away of it. Whatever the data are there is a sum, of nothing perhaps.
+    pub(super) fn sum_gradients(
+        &mut self,
+        task: &Task,
+        shard: &Shard,
+        privacy: &Privacy,
+        stop: &AtomicBool,
+    ) -> Result<ClientUpdate, TrainError> {
+        let job = &task.job;
+        let units = Units::of(shard)?;
+        let mut rng = self.secret(task)?;
+        let prepared = Self::prepare(&mut self.prepared, job)?;
+        let (network, parameters, _) = prepared.network(Some(Target::Clipped))?;
+        parameters.load(&task.model);
+        let rate = job.train.sampling_rate.unwrap_or(1.0);
+        // The batch matters to adaptive clipping alone, which these jobs do not have.
+        let expected_batch = privacy.expected_batch_size.unwrap_or(1.0);
+        let mut mechanism =
+            Mechanism::new(privacy, expected_batch, (network, parameters.len()), units.by_row())?;
+        if stop.load(Ordering::Relaxed) {
+            return Err(TrainError::Cancelled);
+        }
+        let mut chosen = Vec::new();
+        rng.poisson_sample(units.len(), rate, &mut chosen);
+        mechanism.clear(parameters);
+        let added = mechanism.add_units(network, parameters, &mut rng, (&shard.examples, &units, &chosen));
+        let mut delta = Vec::with_capacity(parameters.len());
+        if added.is_ok() {
+            let mut sum = mechanism.present(parameters);
+            parameters.to_layout(&sum, &mut delta);
+            sum.zeroize();
+        }
+        // The sum without noise is the caller's alone.
+        mechanism.wipe(parameters);
+        added?;
+        Ok(ClientUpdate { delta, examples: 1, loss: None })
     }
 
     /// Secret bits for one training.

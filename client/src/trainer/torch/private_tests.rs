@@ -27,6 +27,7 @@ pub(in crate::trainer) fn privacy() -> Privacy {
         max_epsilon: 100.0,
         metrics: MetricsRelease::None,
         metrics_noise: None,
+        expected_batch_size: None,
     }
 }
 

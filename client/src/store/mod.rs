@@ -5,11 +5,18 @@
 //! DIR/incoming/DIGEST.part          a model, as far as it came; deleted at the next start
 //! DIR/outbox/RUN-ROUND.{update,json}  an update until its round is over; survives a restart
 //! DIR/outbox/RUN-ROUND.metrics        a run's last noised metrics
+//! DIR/residuals/RUN.{current,pending} what updates left out: see `residuals`
 //! DIR/ledger.jsonl …                the privacy ledger: see `account`
+//! DIR/peers.json  masked.json …     other nodes' identities, and what was masked: see `masking`
 //! ```
 //!
 //! Files appear whole or not at all: written beside their place, flushed, and renamed.
 
+mod residuals;
+
+pub use residuals::{Residuals, aged};
+
+use std::borrow::Cow;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -53,8 +60,22 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> FolderError {
 #[derive(Debug)]
 pub struct Folder {
     dir: PathBuf,
+    residuals: Residuals,
     /// Held for as long as the process uses the folder.
     _lock: File,
+}
+
+/// What an update is, beside its bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct Facts {
+    /// The model that it changes.
+    pub model: Digest,
+    /// Its weight, in training examples.
+    pub examples: u64,
+    /// Whether it was made under `[privacy]`.
+    pub private: bool,
+    /// Whether its bytes are masked.
+    pub masked: bool,
 }
 
 /// What is known of an update in the outbox.
@@ -72,8 +93,9 @@ impl Folder {
     /// # Errors
     /// [`FolderError::Locked`] while another process uses it.
     pub fn open(dir: &Path) -> Result<Self, FolderError> {
-        let (incoming, outbox) = (dir.join("incoming"), dir.join("outbox"));
-        for folder in [dir, &incoming, &outbox] {
+        let (incoming, outbox, residuals) =
+            (dir.join("incoming"), dir.join("outbox"), dir.join("residuals"));
+        for folder in [dir, &incoming, &outbox, &residuals] {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(at(folder))?;
         }
         let path = dir.join("lock");
@@ -84,16 +106,26 @@ impl Folder {
             Err(TryLockError::WouldBlock) => return Err(FolderError::Locked(dir.to_path_buf())),
             Err(TryLockError::Error(cause)) => return Err(FolderError::Io { path, cause }),
         }
-        let folder = Self { dir: dir.to_path_buf(), _lock: lock };
-        for path in files(&incoming)? {
-            remove(&path)?;
-        }
-        for path in files(dir)?.into_iter().chain(files(&outbox)?) {
+        for path in files(dir)?.into_iter().chain(files(&outbox)?).chain(files(&residuals)?) {
             if path.extension().is_some_and(|extension| extension == "tmp") {
                 remove(&path)?;
             }
         }
+        let folder = Self { dir: dir.to_path_buf(), residuals: Residuals::new(residuals), _lock: lock };
+        for path in files(&incoming)? {
+            remove(&path)?;
+        }
         Ok(folder)
+    }
+
+    /// What updates left out.
+    pub fn residuals(&self) -> &Residuals {
+        &self.residuals
+    }
+
+    /// The folder itself.
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// The file called `name` in this folder.
@@ -115,32 +147,54 @@ impl Folder {
         self.dir.join("outbox").join(format!("{}-{}.{extension}", key.run, key.round))
     }
 
-    /// Encodes an update and keeps it; on return it is flushed to the disk.
-    ///
-    /// The bytes are `delta` as `f32`, little endian; their digest is BLAKE3.
+    /// Keeps an update that is sent as it is, `f32`, little endian; on return it is flushed to the disk.
     ///
     /// # Errors
     /// [`FolderError::Io`], such as a full disk; then nothing is kept.
-    pub fn keep(
+    pub fn keep_values(
         &self,
         key: RoundKey,
-        model: Digest,
+        facts: Facts,
         delta: &[f32],
-        examples: u64,
-        private: bool,
         now: Time,
     ) -> Result<Kept, FolderError> {
-        let mut hasher = blake3::Hasher::new();
+        // Never a second copy of the whole: models may be large.
+        let blocks = delta.chunks(BLOCK_VALUES).map(|block| Cow::Owned(to_bytes(block)));
+        self.keep_blocks(key, facts, blocks, now)
+    }
+
+    /// Keeps an encoded update; on return it is flushed to the disk. Its digest is BLAKE3.
+    ///
+    /// # Errors
+    /// [`FolderError::Io`], such as a full disk; then nothing is kept.
+    pub fn keep_bytes(
+        &self,
+        key: RoundKey,
+        facts: Facts,
+        bytes: &[u8],
+        now: Time,
+    ) -> Result<Kept, FolderError> {
+        self.keep_blocks(key, facts, std::iter::once(Cow::Borrowed(bytes)), now)
+    }
+
+    fn keep_blocks<'a>(
+        &self,
+        key: RoundKey,
+        Facts { model, examples, private, masked }: Facts,
+        blocks: impl Iterator<Item = Cow<'a, [u8]>>,
+        now: Time,
+    ) -> Result<Kept, FolderError> {
+        let (mut hasher, mut length) = (blake3::Hasher::new(), 0);
         write_whole(&self.update_path(key), 0o600, |file| {
-            for block in delta.chunks(BLOCK_VALUES) {
-                let bytes = to_bytes(block);
-                hasher.update(&bytes);
-                file.write_all(&bytes)?;
+            for block in blocks {
+                hasher.update(&block);
+                length += block.len() as u64;
+                file.write_all(&block)?;
             }
             Ok(())
         })?;
         let digest = Some(hasher.finalize().into());
-        let kept = Kept { model, digest, bytes: delta.len() as u64 * 4, examples, private, stored: now };
+        let kept = Kept { model, digest, bytes: length, examples, private, masked, stored: now };
         let path = self.entry_path(key, "json");
         let json = serde_json::to_vec(&Entry { key, kept }).map_err(io::Error::from).map_err(at(&path))?;
         write_whole(&path, 0o600, |file| file.write_all(&json))?;
@@ -298,6 +352,10 @@ mod tests {
         RoundKey { run: RunId(0xabc), round }
     }
 
+    fn facts(model: Digest) -> Facts {
+        Facts { model, examples: 7, private: false, masked: false }
+    }
+
     #[test]
     fn kept_updates_survive_and_leftovers_do_not() {
         let dir = tempfile::tempdir().unwrap();
@@ -305,10 +363,12 @@ mod tests {
         let delta: Vec<f32> = (0..100_000).map(|i| i as f32 * 0.5).collect();
         let folder = Folder::open(dir.path()).unwrap();
         let kept: Vec<_> = (1..=4)
-            .map(|round| (key(round), folder.keep(key(round), model, &delta, 7, false, Time(9)).unwrap()))
+            .map(|round| (key(round), folder.keep_values(key(round), facts(model), &delta, Time(9)).unwrap()))
             .collect();
         assert_eq!(kept[0].1.digest, Some(tributary_common::model::digest(&delta)));
         assert_eq!(fs::read(folder.update_path(key(1))).unwrap(), to_bytes(&delta));
+        let whole = folder.keep_bytes(key(1), facts(model), &to_bytes(&delta), Time(9)).unwrap();
+        assert_eq!(whole, kept[0].1, "however it is written");
         folder.forget(key(2)).unwrap();
         folder.forget(key(2)).unwrap();
         drop(folder);
