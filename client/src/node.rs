@@ -387,7 +387,8 @@ impl Node {
                     task.abort();
                 }
                 self.update.take_if(|(of, _)| *of == key);
-                let forgotten = self.folder.forget(key).and_then(|()| self.folder.residuals().drop_pending(key));
+                let forgotten =
+                    self.folder.forget(key).and_then(|()| self.folder.residuals().drop_pending(key));
                 if let Err(error) = forgotten {
                     tracing::warn!("an update that is no longer needed stays on the disk: {error}");
                 }

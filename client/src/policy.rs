@@ -399,11 +399,21 @@ mod tests {
         for (changes, policy, examples, words) in [
             ("", "require_masks = true", 50, Some("require_masks")),
             (masks, "require_masks = true", 50, None),
-            (masks, "minimum_survivors = 4", 50, Some("minimum = 3 is below this node's minimum_survivors = 4")),
+            (
+                masks,
+                "minimum_survivors = 4",
+                50,
+                Some("minimum = 3 is below this node's minimum_survivors = 4"),
+            ),
             ("", "minimum_survivors = 4", 50, None),
             (one, "minimum_local_batch = 10", 50, Some("over 1 examples")),
             ("", "minimum_local_batch = 10", 50, None),
-            ("train.local_steps=2", "minimum_examples_per_update = 21", 50, Some("from 20 training examples")),
+            (
+                "train.local_steps=2",
+                "minimum_examples_per_update = 21",
+                50,
+                Some("from 20 training examples"),
+            ),
             ("train.local_steps=3", "minimum_examples_per_update = 21", 50, None),
             ("", "minimum_examples_per_update = 21", 20, Some("from 20 training examples")),
             (private, "minimum_local_batch = 6", 50, Some("over 5 examples")),

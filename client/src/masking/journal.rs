@@ -85,10 +85,8 @@ impl MaskJournal {
     pub fn open(dir: &Path) -> Result<Self, JournalError> {
         let path = dir.join(JOURNAL_FILE);
         let content = match fs::read(&path) {
-            Ok(json) => serde_json::from_slice(&json).map_err(|error| JournalError::Damaged {
-                path: path.clone(),
-                problem: error.to_string(),
-            })?,
+            Ok(json) => serde_json::from_slice(&json)
+                .map_err(|error| JournalError::Damaged { path: path.clone(), problem: error.to_string() })?,
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => Content::default(),
             Err(cause) => return Err(JournalError::Disk { path, cause }),
         };

@@ -108,8 +108,11 @@ pub fn fingerprint(identity: &PublicKey) -> String {
 /// # Errors
 /// [`PeersError::Fingerprint`], for bytes that are no point of the curve too: half of what was misread is none.
 pub fn read_fingerprint(text: &str) -> Result<PublicKey, PeersError> {
-    let digits: String =
-        text.chars().filter(|digit| !matches!(digit, ' ' | ':' | '-')).map(|d| d.to_ascii_lowercase()).collect();
+    let digits: String = text
+        .chars()
+        .filter(|digit| !matches!(digit, ' ' | ':' | '-'))
+        .map(|d| d.to_ascii_lowercase())
+        .collect();
     let identity: Option<Hex<32>> = digits.parse().ok();
     identity
         .filter(|identity| VerifyingKey::from_bytes(&identity.0).is_ok_and(|key| !key.is_weak()))

@@ -93,8 +93,7 @@ impl Folder {
     /// # Errors
     /// [`FolderError::Locked`] while another process uses it.
     pub fn open(dir: &Path) -> Result<Self, FolderError> {
-        let (incoming, outbox, residuals) =
-            (dir.join("incoming"), dir.join("outbox"), dir.join("residuals"));
+        let (incoming, outbox, residuals) = (dir.join("incoming"), dir.join("outbox"), dir.join("residuals"));
         for folder in [dir, &incoming, &outbox, &residuals] {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(at(folder))?;
         }
