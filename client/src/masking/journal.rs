@@ -14,7 +14,7 @@ use tributary_common::secagg::journal::{Upload, UploadJournal};
 use crate::store::write_whole;
 
 /// Its file, in the node's folder.
-pub const JOURNAL_FILE: &str = "masked.json";
+pub const JOURNAL_FILE: &str = "masked-uploads.json";
 
 /// Why something may not be masked or confirmed, or could not be written down. Each displays as one line.
 #[derive(Debug, thiserror::Error)]
@@ -176,7 +176,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join(JOURNAL_FILE), "{").unwrap();
         let refused = MaskJournal::open(dir.path()).unwrap_err().to_string();
-        assert!(refused.contains("masked.json: is damaged"), "{refused}");
+        assert!(refused.contains("masked-uploads.json: is damaged"), "{refused}");
     }
 
     #[test]

@@ -170,7 +170,7 @@ mod tests {
         assert_eq!(seen(&load(dir.path()).unwrap()), [("01".repeat(16), other)]);
         assert!(change(dir.path(), |peers| peers.unpin(&name)).unwrap());
         assert!(load(dir.path()).unwrap().has_no_pins());
-        fs::write(dir.path().join(PEERS_FILE), "[]").unwrap();
+        fs::write(dir.path().join(PEERS_FILE), "{").unwrap();
         assert!(load(dir.path()).unwrap_err().to_string().contains("peers.json: is damaged"));
         assert!(matches!(change(dir.path(), |_| ()), Err(PeersError::Damaged { .. })));
     }
