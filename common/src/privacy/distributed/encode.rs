@@ -183,6 +183,8 @@ mod tests {
                 let b = signal(&with, &plan, &SEED, &mut SecretRng::seeded(coins)).unwrap();
                 let difference: Vec<i64> = a.iter().zip(&b).map(|(a, b)| a - b).collect();
                 assert!(square(&difference) <= bound, "{dimension} {batch_norm} {coins}");
+                let largest = a.iter().chain(&b).map(|q| q.unsigned_abs()).max().unwrap_or(0);
+                assert!(largest <= u64::from(plan.box_bound), "{largest}");
                 cut += usize::from(a.iter().any(|q| q.unsigned_abs() == u64::from(plan.box_bound)));
             }
         }
