@@ -10,15 +10,15 @@ pub use self::kernel::Backend;
 use super::container::SPARSE_PARAMETERS;
 
 /// Most magnitudes in a sample.
-const SAMPLE: usize = 1 << 16;
+const SAMPLE: usize = 1 << 15;
 /// One coordinate in so many is sampled from a shorter vector.
 const SAMPLED_ONE_IN: usize = 16;
 /// Below this length everything is a candidate.
 const SHORT: usize = 1 << 12;
 /// Neighbours that are sampled together.
-const NEIGHBOURS: usize = 4;
+const NEIGHBOURS: usize = 8;
 /// How far the sampled thresholds are from the k-th largest, in standard deviations of a rank in the sample.
-const MARGIN_DEVIATIONS: f64 = 4.0;
+const MARGIN_DEVIATIONS: f64 = 5.0;
 /// A bit pattern from here on is infinite or NaN, its sign removed.
 const INFINITY: u32 = 0x7f80_0000;
 
@@ -109,7 +109,7 @@ fn thresholds(values: &[f32], k: usize, deviations: f64) -> (u32, u32) {
     (*low_key, high_key)
 }
 
-/// Magnitudes from all over a vector, that of layers alike: four neighbours at a hashed place in each of many equal parts.
+/// Magnitudes from all over a vector, that of layers alike: eight neighbours at a hashed place in each of many equal parts.
 fn sample(values: &[f32]) -> Vec<u32> {
     // Neighbours share a miss of the cache, which is most of a sample's cost; what they have in common, the margin pays.
     let parts = (values.len() / SAMPLED_ONE_IN).min(SAMPLE) / NEIGHBOURS;
