@@ -205,13 +205,22 @@ fn containers_are_frozen() {
         bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>()
     };
     let top = |values| Scheme::TopK { density: 0.1, values };
-    assert_eq!(hex(top(ValueCodec::F32)), FROZEN[0]);
-    assert_eq!(hex(top(ValueCodec::Bf16)), FROZEN[1]);
-    assert_eq!(hex(top(ValueCodec::Int8)), FROZEN[2]);
-    assert_eq!(hex(top(ValueCodec::Sign)), FROZEN[3]);
-    assert_eq!(hex(Scheme::Qsgd { levels: 3 }), FROZEN[4]);
+    let found = [
+        hex(top(ValueCodec::F32)),
+        hex(top(ValueCodec::Bf16)),
+        hex(top(ValueCodec::Int8)),
+        hex(top(ValueCodec::Sign)),
+        hex(Scheme::Qsgd { levels: 3 }),
+    ];
+    assert_eq!(found, FROZEN, "{found:#?}");
 }
-const FROZEN: [&str; 5] = [""; 5];
+const FROZEN: [&str; 5] = [
+    "5452424301010003100000000000000028000000000000000400000000000000040000000300000021430200009cbf000094bf0000943f00009c3f",
+    "545242430101010310000000000000002800000000000000040000000000000004000000030000002143029cbf94bf943f9c3f",
+    "545242430101020310007f00000000002800000000000000040000000000000004000000030000002143021e3c0107f6fd",
+    "545242430101030310000000000000002800000000000000040000000000000004000000030000002143020000983f03",
+    "5452424301000200000003000000000028000000000000002800000000000000d03e684b6e5392d82d394941dc969b9624",
+];
 
 /// Every lie that a header can tell, and a plane that is a little wrong.
 #[test]

@@ -10,13 +10,15 @@ pub use self::kernel::Backend;
 use super::container::SPARSE_PARAMETERS;
 
 /// Most magnitudes in a sample.
-const SAMPLE: usize = 1 << 16;
+const SAMPLE: usize = 1 << 15;
 /// One coordinate in so many is sampled from a shorter vector.
 const SAMPLED_ONE_IN: usize = 16;
 /// Below this length everything is a candidate.
 const SHORT: usize = 1 << 12;
+/// Neighbours that are sampled together.
+const NEIGHBOURS: usize = 8;
 /// How far the sampled thresholds are from the k-th largest, in standard deviations of a rank in the sample.
-const MARGIN_DEVIATIONS: f64 = 3.0;
+const MARGIN_DEVIATIONS: f64 = 5.0;
 /// A bit pattern from here on is infinite or NaN, its sign removed.
 const INFINITY: u32 = 0x7f80_0000;
 
@@ -67,7 +69,9 @@ pub fn top_k_with(backend: Backend, values: &[f32], k: usize) -> Result<Vec<u32>
         };
     }
     let mut deviations = MARGIN_DEVIATIONS;
-    let mut candidates = Candidates::default();
+    // Room for what the threshold keeps, most likely, so that it is not moved while it grows.
+    let room = (k + k / 2 + 8 * SHORT).min(values.len() + SHORT);
+    let mut candidates = Candidates { indices: Vec::with_capacity(room), keys: Vec::with_capacity(room) };
     let surely = loop {
         let (low, high) = thresholds(values, k, deviations);
         backend.keep(values, low, &mut candidates);
@@ -90,27 +94,34 @@ fn thresholds(values: &[f32], k: usize, deviations: f64) -> (u32, u32) {
     if values.len() < SHORT {
         return (0, u32::MAX);
     }
-    let size = (values.len() / SAMPLED_ONE_IN).min(SAMPLE);
-    // One at a hashed place in each of as many equal parts: layers are sampled alike, periods are not met.
-    let place = |part: usize| {
-        let (start, end) = (part * values.len() / size, (part + 1) * values.len() / size);
-        let hash = (part as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-        start + ((hash * (end - start) as u64) >> 32) as usize
-    };
-    let mut sample: Vec<u32> =
-        (0..size).filter_map(|part| values.get(place(part))).map(|value| key(*value)).collect();
+    let mut sample = sample(values);
     let share = k as f64 / values.len() as f64;
-    let rank = size as f64 * share;
+    let rank = sample.len() as f64 * share;
     let margin = deviations * (rank * (1.0 - share)).sqrt() + 1.0;
     // The threshold of rank n is the n-th largest of the sample.
-    let mut ranked = |rank: f64| match (rank.ceil() as usize).checked_sub(1) {
-        Some(place) if rank >= 1.0 && place < sample.len() => {
-            *sample.select_nth_unstable_by(place, |a, b| b.cmp(a)).1
-        }
-        _ if rank < 1.0 => u32::MAX,
-        _ => 0,
+    let place = |rank: f64| (rank.ceil() as usize).checked_sub(1).filter(|_| rank >= 1.0);
+    let Some(low) = place(rank + margin).filter(|low| *low < sample.len()) else { return (0, u32::MAX) };
+    let (larger, low_key, _) = sample.select_nth_unstable_by(low, |a, b| b.cmp(a));
+    let high_key = match place(rank - margin).filter(|high| *high < larger.len()) {
+        Some(high) => *larger.select_nth_unstable_by(high, |a, b| b.cmp(a)).1,
+        None => u32::MAX,
     };
-    (ranked(rank + margin), ranked(rank - margin))
+    (*low_key, high_key)
+}
+
+/// Magnitudes from all over a vector, that of layers alike: eight neighbours at a hashed place in each of many equal parts.
+fn sample(values: &[f32]) -> Vec<u32> {
+    // Neighbours share a miss of the cache, which is most of a sample's cost; what they have in common, the margin pays.
+    let parts = (values.len() / SAMPLED_ONE_IN).min(SAMPLE) / NEIGHBOURS;
+    let start = |part: usize| part * values.len() / parts;
+    let mut sample = Vec::with_capacity(parts * NEIGHBOURS);
+    for part in 0..parts {
+        let room = start(part + 1) - start(part) - NEIGHBOURS;
+        let hash = (part as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        let place = start(part) + ((hash * room as u64) >> 32) as usize;
+        sample.extend(values.iter().skip(place).take(NEIGHBOURS).map(|value| key(*value)));
+    }
+    sample
 }
 
 /// The `k` largest of at least `k` candidates, of which fewer than `k` are most likely above `surely`.
@@ -118,24 +129,34 @@ fn exact(candidates: Candidates, k: usize, surely: u32) -> Vec<u32> {
     let Candidates { mut indices, keys } = candidates;
     let above = |threshold: u32| keys.iter().filter(|key| **key > threshold).count();
     // What is surely among the k largest need not be ordered.
-    let sure = Some(above(surely)).filter(|sure| *sure < k);
-    let mut open: Vec<u32> = match sure {
-        Some(_) => keys.iter().copied().filter(|key| *key <= surely).collect(),
-        None => keys.clone(),
-    };
-    let place = k - sure.unwrap_or(0) - 1;
+    let sure = above(surely);
+    let (sure, bound) = if sure < k { (sure, surely) } else { (0, u32::MAX) };
+    let mut open = vec![0; keys.len() - sure];
+    let mut filled = 0;
+    for key in &keys {
+        // Written whatever it is, and overwritten if it was not wanted: no branch to guess wrong.
+        if let Some(place) = open.get_mut(filled) {
+            *place = *key;
+        }
+        filled += usize::from(*key <= bound);
+    }
+    let place = k - sure - 1;
     if place >= open.len() {
         return indices;
     }
     let smallest = *open.select_nth_unstable_by(place, |a, b| b.cmp(a)).1;
     let mut ties = k - above(smallest);
-    let mut keys = keys.iter();
-    indices.retain(|_| {
-        let key = keys.next().copied().unwrap_or(0);
-        let tie = key == smallest && ties > 0;
-        ties -= usize::from(tie);
-        key > smallest || tie
-    });
+    let mut kept = 0;
+    for (at, key) in keys.iter().enumerate() {
+        let index = indices.get(at).copied().unwrap_or(0);
+        if let Some(place) = indices.get_mut(kept) {
+            *place = index;
+        }
+        let tie = usize::from(*key == smallest) & usize::from(ties > 0);
+        ties -= tie;
+        kept += usize::from(*key > smallest) | tie;
+    }
+    indices.truncate(kept);
     indices
 }
 

@@ -81,13 +81,10 @@ fn long_vectors() {
 #[test]
 fn a_sample_that_misleads_costs_time_alone() {
     let length = 200_000;
-    let size = length / SAMPLED_ONE_IN;
-    let mut values: Vec<f32> = (0..length).map(|at| (at % 100) as f32 * 1e-3).collect();
-    for part in 0..size {
-        let (start, end) = (part * length / size, (part + 1) * length / size);
-        let hash = (part as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-        values[start + ((hash * (end - start) as u64) >> 32) as usize] = 5.0;
-    }
+    let mut values: Vec<f32> = (0..length).map(|at| at as f32).collect();
+    let sampled: Vec<usize> = sample(&values).into_iter().map(|key| f32::from_bits(key) as usize).collect();
+    values.iter_mut().for_each(|value| *value = (*value % 100.0) * 1e-3);
+    sampled.into_iter().for_each(|at| values[at] = 5.0);
     let (low, _) = thresholds(&values, 20_000, MARGIN_DEVIATIONS);
     assert_eq!(low, key(5.0), "the test does not mislead");
     agree(&values, 20_000);

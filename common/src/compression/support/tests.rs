@@ -26,7 +26,7 @@ fn update(parameters: usize, large: &[usize]) -> Vec<f32> {
 fn votes_lead_the_support_to_what_most_clients_need() {
     let (parameters, size) = (4_000, 100);
     let mut rule = DelayedVote::first(parameters, size, &mut stream(0)).unwrap();
-    let common: Vec<usize> = (0..90).map(|at| at * 41).collect();
+    let common: Vec<usize> = (0..20).map(|at| at * 191).collect();
     for round in 1..10 {
         // With one seed for all rounds the same coordinates would share their cells for ever.
         let seed = [round as u8; 32];
@@ -34,14 +34,14 @@ fn votes_lead_the_support_to_what_most_clients_need() {
         let cells: Vec<Vec<u32>> = (0..20)
             .map(|client| {
                 let mut own = common.clone();
-                own.extend((0..10).map(|at| 1 + (at * 97 + client * 31) % 3_999));
+                own.extend((0..80).map(|at| 1 + (at * 97 + client * 1_031) % 3_999));
                 rule.ballot().cast(&update(parameters, &own), &seed).unwrap()
             })
             .collect();
         rule.advance(&sum(&cells), &seed, &mut stream(round)).unwrap();
     }
     let found = common.iter().filter(|at| rule.support().indices().contains(&(**at as u32))).count();
-    assert!(found >= 88, "{found} of 90");
+    assert!(found >= 18, "{found} of 20");
 }
 
 /// Count-min never counts too few, as long as no cell of a client is capped.

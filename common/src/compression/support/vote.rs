@@ -106,7 +106,7 @@ impl Places {
             z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
             z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
             z ^= z >> 31;
-            let place = row_start + ((z >> 32) * self.row_cells >> 32) as usize;
+            let place = row_start + (((z >> 32) * self.row_cells) >> 32) as usize;
             row_start += self.row_cells as usize;
             place
         })
