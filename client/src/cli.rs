@@ -12,6 +12,7 @@ use tributary_common::ledger::book::NodeBook;
 use tributary_common::ledger::head::LedgerKey;
 use tributary_common::ledger::hex::Hex;
 use tributary_common::ledger::record::PublicKey;
+use tributary_common::secagg::parameters::what_a_sum_reveals;
 use tributary_common::time::Clock;
 use tributary_common::token::JoinToken;
 
@@ -411,6 +412,15 @@ fn policy_check(job: &Path, config_path: &Path) -> Result<ExitCode, Failure> {
             say(format_args!("OK: this node would take part in {:?} ({account})", job.name));
             if let Ok(Some(promise)) = job.promise() {
                 say(format_args!("{promise}"));
+            }
+            if let Some(line) = account::worth_alone(&job) {
+                say(format_args!("{line}"));
+            }
+            if job.secure_aggregation.is_some() {
+                say(format_args!(
+                    "masked: {}",
+                    what_a_sum_reveals(job.cohort.minimum.min(u32::from(u16::MAX)) as u16)
+                ));
             }
             Ok(ExitCode::SUCCESS)
         }
