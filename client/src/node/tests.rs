@@ -141,8 +141,10 @@ async fn a_restarted_node_sends_the_bytes_that_it_kept() {
 /// Attack 27: keys go with the process, so bytes that they masked are of no use, and the round is not masked again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restarted_node_neither_sends_masked_bytes_nor_masks_the_round_again() {
-    let masked_job =
-        format!("{}[secure_aggregation]\nenabled = true\n", JOB.replace("size = 1", "size = 4\nminimum = 3"));
+    let masked_job = format!(
+        "{}[secure_aggregation]\nenabled = true\n",
+        JOB.replace("[cohort]\nsize = 1", "[cohort]\nsize = 4\nminimum = 3")
+    );
     let mut test = Test::new();
     test.job = masked_job.clone();
     let invite = test.invite(1);
