@@ -164,13 +164,14 @@ async fn a_restarted_node_neither_sends_masked_bytes_nor_masks_the_round_again()
     let upload =
         tributary_common::secagg::journal::Upload { task, round: 1, model: hex, cohort: hex, session };
     MaskJournal::open(test.dir.path()).unwrap().record(upload).unwrap();
+    assert!(test.run(vec![welcome(15), Step::Hear, goodbye()], std::future::pending()).await.is_err());
+    assert_eq!(test.outbox(), 0, "they are of no use to anybody");
     test.fake.state().heard.clear();
     let script = vec![welcome(15), Step::Hear, invite, Step::Hear, goodbye()];
     assert!(test.run(script, std::future::pending()).await.is_err());
     let decline = wire::Decline { run: 7, round: 1, attempt: 1, reason: wire::Reason::Policy.into() };
     assert_eq!(test.fake.state().heard[1..], [FromNode::Decline(decline)]);
     assert!(test.fake.state().upload_offsets.is_empty());
-    assert_eq!(test.outbox(), 0, "they are of no use to anybody");
 }
 
 #[tokio::test(flavor = "multi_thread")]
