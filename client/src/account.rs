@@ -14,6 +14,7 @@ use tributary_common::ledger::head::{LedgerKey, SignedHead};
 use tributary_common::ledger::record::{AccountId, CoordinatorId, JobKey, LedgerHash, LostCharge, Release};
 use tributary_common::privacy::Unit;
 use tributary_common::privacy::accounting::filter::Cap;
+use tributary_common::privacy::distributed;
 use tributary_common::record::Reason;
 use tributary_common::time::Time;
 
@@ -234,6 +235,9 @@ impl Account {
             Some((known, promise)) if *known == digest => promise.clone(),
             _ => {
                 let promise = promise(job, self.grouped)?;
+                if let Some(line) = worth_alone(job) {
+                    tracing::info!("run {}: {line}", at.run);
+                }
                 self.promises.insert(at.run, (digest, promise.clone()));
                 promise
             }
@@ -379,6 +383,20 @@ fn promise(job: &Job, grouped: bool) -> Result<Option<Promise>, Failure> {
         events: job.round_events(),
         claim: guarantee.into(),
     }))
+}
+
+/// What a job whose clients add noise in shares is worth if every other participant is dishonest, in one line; `None` of
+/// other jobs. Unless its peers are pinned, this is the figure that a node can rely on: the coordinator enrolled them.
+pub fn worth_alone(job: &Job) -> Option<String> {
+    let privacy = job.privacy.as_ref().filter(|_| job.is_distributed())?;
+    let (planned, alone) =
+        distributed::guarantees(&job.events(job.rounds), privacy.delta, privacy.unit(false)).ok()?;
+    let colluders = job.secure_aggregation.as_ref().map_or(0, |masks| masks.colluders);
+    Some(format!(
+        "noise in shares: ε = {:.4} at δ = {} if at most {colluders} of the survivors are dishonest, ε = {:.4} if every other \
+         participant is; without pinned peers the second figure counts",
+        planned.epsilon, privacy.delta, alone.epsilon
+    ))
 }
 
 /// Why the account does not pay: what it refuses is the job's affair, all else the node's own.

@@ -6,12 +6,16 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tributary_common::ids::{NodeName, RunId};
-use tributary_common::job::Job;
+use tributary_common::job::{Job, Level};
+
 use tributary_common::ledger::account::NodeLedger;
 use tributary_common::ledger::book::NodeBook;
 use tributary_common::ledger::head::LedgerKey;
 use tributary_common::ledger::hex::Hex;
 use tributary_common::ledger::record::PublicKey;
+use tributary_common::record::Reason;
+use tributary_common::secagg::abort::Abort;
+use tributary_common::secagg::parameters::what_a_sum_reveals;
 use tributary_common::time::Clock;
 use tributary_common::token::JoinToken;
 
@@ -404,6 +408,11 @@ fn policy_check(job: &Path, config_path: &Path) -> Result<ExitCode, Failure> {
         let Ok(credentials) = Credentials::load(&config.dir) else {
             return Ok("not enrolled yet, so no account".into());
         };
+        let strict = job.secure_aggregation.as_ref().is_some_and(|masks| masks.level == Level::Strict);
+        if strict && peers::load(&config.dir).is_ok_and(|known| known.has_no_pins()) {
+            let detail = Abort::NoPins.to_string();
+            return Err(crate::machine::Failure { reason: Reason::Policy, detail });
+        }
         account::would_admit(&config, &data, &credentials, &job)
     });
     match checked {
@@ -411,6 +420,15 @@ fn policy_check(job: &Path, config_path: &Path) -> Result<ExitCode, Failure> {
             say(format_args!("OK: this node would take part in {:?} ({account})", job.name));
             if let Ok(Some(promise)) = job.promise() {
                 say(format_args!("{promise}"));
+            }
+            if let Some(line) = account::worth_alone(&job) {
+                say(format_args!("{line}"));
+            }
+            if job.secure_aggregation.is_some() {
+                say(format_args!(
+                    "masked: {}",
+                    what_a_sum_reveals(job.cohort.minimum.min(u32::from(u16::MAX)) as u16)
+                ));
             }
             Ok(ExitCode::SUCCESS)
         }
@@ -446,6 +464,16 @@ fn preflight(config_path: &Path) -> Result<ExitCode, Failure> {
             Ok(format!("node {}, valid for {days:.0} days", credentials.node))
         });
         check("certificate", valid);
+        let known = peers::load(&config.dir).map_err(|error| error.to_string());
+        check(
+            "peers",
+            known.map(|known| match known.pins().count() {
+                0 => {
+                    "nobody is pinned: in masked rounds the coordinator could be every other node".to_owned()
+                }
+                pins => format!("{pins} pinned"),
+            }),
+        );
         if let Ok(credentials) = &credentials {
             let dialer = credentials.dialer(&config.server);
             let reached = runtime()?.block_on(dialer.control()).map(|_| config.server.clone());

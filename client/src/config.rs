@@ -394,6 +394,10 @@ minimum_cohort = 1
 # maximum_local_steps = 10000
 # The only architectures that may be trained.
 # allowed_architectures = ["logistic", "small-cnn"]
+# Only jobs whose updates are masked, so that the coordinator sees none but their sum; and how many other nodes that you
+# know (`tributary-client peers pin`) must be in it.
+# require_masks = true
+# minimum_pinned_survivors = 2
 "#
     )
 }

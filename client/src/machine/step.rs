@@ -122,7 +122,8 @@ impl Work {
 }
 
 impl NodeMachine {
-    /// A node that is not connected yet, with the updates that it kept from before a restart.
+    /// A node that is not connected yet, with the updates that it kept from before a restart. Masked ones are not taken up:
+    /// their keys went with the process that made them.
     pub fn new(
         profile: Arc<Profile>,
         examples: ExampleCounts,
@@ -139,7 +140,7 @@ impl NodeMachine {
             evaluation: None,
             fetching: None,
             computing: None,
-            kept: kept.into_iter().collect(),
+            kept: kept.into_iter().filter(|(_, update)| !update.masked).collect(),
             masked: BTreeMap::new(),
             declined: None,
             answers: VecDeque::new(),

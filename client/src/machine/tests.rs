@@ -500,6 +500,12 @@ fn a_round_is_masked_once_in_all_its_attempts() {
     assert_eq!(node.declines(other), Reason::Policy, "of another model neither");
     node.trains_masked(at(1, 2, 1));
 
+    // Bytes from before a restart are no longer of use.
+    let mut restarted = Node(NodeMachine::new(Arc::new(profile()), counts(), [(key(1, 1), kept)]));
+    restarted.does(Input::Connected);
+    let effects = restarted.does(masked(first));
+    assert!(matches!(effects[..], [Effect::Join { .. }, Effect::Fetch { .. }]), "{effects:?}");
+
     // Also if the next attempt comes while the bytes are made, or are under way.
     for uploading in [false, true] {
         let mut node = Node::new(profile());

@@ -6,6 +6,8 @@
 
 pub mod journal;
 pub mod peers;
+#[cfg(test)]
+mod tests;
 
 use std::fs::OpenOptions;
 use std::io::{self, Write as _};
@@ -174,6 +176,9 @@ impl MaskedRound {
 
     /// Takes the coordinator's message. What must be on the disk first is, before a reply is returned.
     pub fn receive(&mut self, message: &[u8], journal: &mut MaskJournal) -> Vec<Reply> {
+        if self.session.step() == Step::Over {
+            return Vec::new();
+        }
         match self.take(message, journal) {
             Ok(replies) => replies,
             Err((told, failure)) => {

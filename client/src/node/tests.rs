@@ -14,6 +14,7 @@ struct Test {
     dir: tempfile::TempDir,
     fake: Fake,
     model: Digest,
+    job: String,
 }
 
 impl Test {
@@ -22,11 +23,11 @@ impl Test {
         let bytes = to_bytes(&vec![0.0; 7850]);
         let model = Digest::of(&bytes);
         fake.state().model = bytes;
-        Self { dir: tempfile::tempdir().unwrap(), fake, model }
+        Self { dir: tempfile::tempdir().unwrap(), fake, model, job: JOB.to_owned() }
     }
 
     fn invite(&self, round: u32) -> Step {
-        let (job_toml, model) = (JOB.to_owned(), self.model.0.to_vec());
+        let (job_toml, model) = (self.job.clone(), self.model.0.to_vec());
         let deadline_milliseconds = 60_000;
         Step::Say(Message::Invite(wire::Invite {
             run: 7,
@@ -135,6 +136,42 @@ async fn a_restarted_node_sends_the_bytes_that_it_kept() {
     assert_eq!(state.staged, to_bytes(&delta));
     assert!(state.fetch_offsets.is_empty(), "nothing was trained");
     assert_eq!(test.outbox(), 2, "kept until the round is over");
+}
+
+/// Attack 27: keys go with the process, so bytes that they masked are of no use, and the round is not masked again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restarted_node_neither_sends_masked_bytes_nor_masks_the_round_again() {
+    let masked_job = format!(
+        "{}[secure_aggregation]\nenabled = true\n",
+        JOB.replace("[cohort]\nsize = 1", "[cohort]\nsize = 4\nminimum = 3")
+    );
+    let mut test = Test::new();
+    test.job = masked_job.clone();
+    let invite = test.invite(1);
+    // What a first process says, and what a second one does with the same invitation.
+    let script = vec![welcome(15), Step::Hear, invite.clone(), Step::Hear, goodbye()];
+    assert!(test.run(script, std::future::pending()).await.is_err());
+    let FromNode::Masking(first) = test.fake.state().heard[1].clone() else { panic!("no keys were sent") };
+    assert_eq!((first.run, first.round, first.attempt), (7, 1, 1));
+    // Killed after masking.
+    let key = RoundKey { run: RunId(7), round: 1 };
+    let folder = Folder::open(test.dir.path()).unwrap();
+    let facts = Facts { model: test.model, examples: 1, private: false, masked: true };
+    folder.keep_bytes(key, facts, &[1, 2, 3], Time(1)).unwrap();
+    drop(folder);
+    let (task, hex) = (RunId(7).to_string(), tributary_common::ledger::hex::Hex([1; 32]));
+    let session = tributary_common::secagg::context::SessionId::new(&[1; 32], &[2; 32]);
+    let upload =
+        tributary_common::secagg::journal::Upload { task, round: 1, model: hex, cohort: hex, session };
+    MaskJournal::open(test.dir.path()).unwrap().record(upload).unwrap();
+    assert!(test.run(vec![welcome(15), Step::Hear, goodbye()], std::future::pending()).await.is_err());
+    assert_eq!(test.outbox(), 0, "they are of no use to anybody");
+    test.fake.state().heard.clear();
+    let script = vec![welcome(15), Step::Hear, invite, Step::Hear, goodbye()];
+    assert!(test.run(script, std::future::pending()).await.is_err());
+    let decline = wire::Decline { run: 7, round: 1, attempt: 1, reason: wire::Reason::Policy.into() };
+    assert_eq!(test.fake.state().heard[1..], [FromNode::Decline(decline)]);
+    assert!(test.fake.state().upload_offsets.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -180,6 +180,22 @@ fn arithmetic_depends_on_all_that_training_depends_on() {
 }
 
 #[test]
+fn arithmetic_sums_have_the_shape_of_sums_of_gradients() {
+    let mut job = job("logistic", &[4], 3);
+    (job.train.local_epochs, job.train.local_steps) = (None, Some(1));
+    (job.train.batch_size, job.train.sampling_rate) = (0, Some(0.5));
+    let table = "unit = 'example'\nmechanism = 'distributed'\nnoise_multiplier = 1.0\nclip_norm = 0.01\n\
+                 delta = 1e-5\nmax_epsilon = 9.0\nexpected_batch_size = 4.0\n";
+    job.privacy = Some(toml::from_str(table).unwrap());
+    let shard = blobs(&job.model, 8, 0.1);
+    let task = task(job, "a");
+    let update = ArithmeticTrainer.train(&task, &shard, &go()).unwrap();
+    assert_eq!((update.examples, update.loss), (1, None));
+    let norm = update.delta.iter().map(|value| value * value).sum::<f32>().sqrt();
+    assert!(norm > 0.0 && norm <= 4.0 * 0.01 * 1.0001, "{norm}");
+}
+
+#[test]
 fn arithmetic_evaluates_to_counts_that_fit_together() {
     let job = job("logistic", &[4], 3);
     let shard = blobs(&job.model, 9, 0.1);

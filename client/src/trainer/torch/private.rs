@@ -3,8 +3,8 @@
 //! What one unit, an example or all rows of one person, can change is bounded before noise is drawn: the batch is
 //! drawn from secret bits, each unit's gradient has norm at most C, and everything else that leaves depends on the
 //! noised sums alone. Where clients add their noise in shares ([`TorchTrainer::sum_gradients`]) the sum is what is
-//! produced, and whoever encodes it adds the share. The number of examples, a batch's size and what is in a row decide no control flow that shows, no
-//! error and no weight.
+//! produced, and whoever encodes it adds the share. The number of examples, a batch's size and what is in a row decide
+//! no control flow that shows, no error and no weight.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 

@@ -269,6 +269,85 @@ fn a_word_that_is_none_adds_nothing_in_private_and_shows_without() {
     }
 }
 
+/// `job` whose clients send sums of clipped gradients of one batch.
+fn summing(job: Job, clip_norm: f64, rate: f64) -> Job {
+    let shared = Privacy { mechanism: Where::Distributed, expected_batch_size: Some(40.0), ..privacy() };
+    private(job, Privacy { clip_norm, ..shared }, 1, rate)
+}
+
+/// Whatever noise it will get is added by whoever encodes it: here it is the plain sum, of nothing perhaps.
+#[test]
+fn with_noise_in_shares_what_is_produced_is_the_clipped_sum() {
+    let images = [job("2nn", &[1, 28, 28], 10), job("small-cnn", &[1, 28, 28], 10)];
+    let images = images.map(|job| (blobs(&job.model, 41, 0.8), job));
+    let (of_words, words) = words();
+    for (shard, job) in images.into_iter().chain([(words, of_words)]) {
+        let plain = task(job.clone(), "a");
+        let gradients = single_gradients(&plain, &shard);
+        let clip_norm = middle(&gradients);
+        let (expected, _) = naive(&gradients, clip_norm);
+        // Nobody declares how many examples there are.
+        let task = task(summing(job, clip_norm, 1.0), "a");
+        let mut trainer = TorchTrainer::new();
+        let update = trainer.train(&task, &shard, &GO).unwrap();
+        let found: Vec<f64> = update.delta.iter().map(|value| f64::from(*value)).collect();
+        assert!(relative_error(&found, &expected) < 1e-5);
+        assert_eq!((update.examples, update.loss), (1, None));
+        let prepared = trainer.prepared.as_ref().unwrap();
+        assert!(prepared.parameters.gradient.values().iter().all(|value| *value == 0.0), "left in memory");
+        let nothing = Shard { indices: Arc::new([]), ..shard };
+        let update = trainer.train(&task, &nothing, &GO).unwrap();
+        assert!(update.delta.iter().all(|value| *value == 0.0), "no error, and nothing of the batch before");
+    }
+}
+
+/// Each unit is in the batch on its own: sums of batches of half the rows vary, and are half of all on average.
+#[test]
+fn summed_batches_are_poisson() {
+    let job = job("logistic", &[3], 2);
+    let shard = blobs(&job.model, 40, 0.8);
+    let all = train(&task(summing(job.clone(), 0.5, 1.0), "a"), &shard).delta;
+    let half = task(summing(job, 0.5, 0.5), "a");
+    let along = |delta: &[f32]| {
+        let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum::<f64>();
+        dot(delta, &all) / dot(&all, &all)
+    };
+    let shares: Vec<f64> = (0..200).map(|_| along(&train(&half, &shard).delta)).collect();
+    let mean = shares.iter().sum::<f64>() / 200.0;
+    // The deviation of the mean is below 0.02.
+    assert!((mean - 0.5).abs() < 0.1, "{mean}");
+    assert!(shares.iter().any(|share| (share - mean).abs() > 0.02), "always the same batch");
+}
+
+/// Corrections 4.8: neighbours differ by one unit, and their sums by at most the clip norm and what is rounded away.
+#[test]
+fn sums_of_neighbours_differ_by_the_clip_norm_at_most() {
+    for (architecture, clip_norm) in [("2nn", 0.3), ("small-cnn", 0.01), ("resnet8-gn", 1.0)] {
+        let job = job(architecture, &[1, 28, 28], 10);
+        let mut split = Split::clone(&blobs(&job.model, 60, 0.8).examples);
+        // An outlier, a row without numbers, a label that is none; and rows of three persons.
+        split.features[7 * 784..8 * 784].iter_mut().for_each(|value| *value *= 1e4);
+        split.features[8 * 784] = f32::NAN;
+        split.labels[9] = 10;
+        let rows = Shard::whole(Arc::new(split.clone()));
+        split.groups = (0..60).map(|row| row / 20).collect();
+        let persons = Shard::whole(Arc::new(split));
+        let task = task(summing(job, clip_norm, 1.0), "a");
+        for (shard, units) in
+            [(&rows, vec![vec![0], vec![7], vec![8], vec![9]]), (&persons, vec![(0..20).collect()])]
+        {
+            let whole = train(&task, shard).delta;
+            for unit in units {
+                let others: Vec<u32> = (0..60).filter(|row| !unit.contains(row)).collect();
+                let without = train(&task, &Shard { indices: others.into(), ..shard.clone() }).delta;
+                let change: Vec<f64> =
+                    whole.iter().zip(&without).map(|(a, b)| f64::from(*a) - f64::from(*b)).collect();
+                assert!(norm(&change) <= clip_norm * 1.001, "{architecture} {unit:?}: {}", norm(&change));
+            }
+        }
+    }
+}
+
 /// What a training released, step by step.
 #[derive(Default)]
 struct Seen {
