@@ -113,7 +113,7 @@ fn audited(coordinator: &Coordinator, config: &Path, id: &str) -> PathBuf {
 }
 
 fn rounds(coordinator: &Coordinator, id: &str) -> Vec<Value> {
-    let output = coordinator.admin(&["run", "show", id, "--format", "json"]);
+    let output = coordinator.admin(&["run", "watch", id, "--format", "json"]);
     json_lines(&output.stdout).into_iter().filter(|line| line["event"] == "round").collect()
 }
 
