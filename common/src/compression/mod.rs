@@ -8,6 +8,7 @@ mod bits;
 mod container;
 mod positions;
 pub mod residual;
+mod sealed;
 pub mod select;
 pub mod support;
 mod values;
@@ -16,3 +17,8 @@ pub use self::container::{
     DecodeError, EncodeError, Encoded, SPARSE_PARAMETERS, Scheme, SchemeError, Sparse,
 };
 pub use self::values::ValueCodec;
+
+#[cfg(test)]
+mod fuzz;
+#[cfg(test)]
+mod tests;

@@ -1,12 +1,24 @@
 //! The coordinates that every client of a masked round sends, so that sums line up.
 //!
 //! Three rules choose the next round's: [`DelayedVote`] by the clients' votes (without differential privacy),
-//! [`Track`] by the published sums alone, [`SeededRandom`] by lot, as a baseline.
+//! [`Track`] by the published sums alone, [`SeededRandom`] by lot, as a baseline. Only the coordinator chooses; a client
+//! is told the support and checks its digest. Lots come from a named stream, so that a run can be repeated.
+
+mod track;
+mod vote;
+
+pub use self::track::{SeededRandom, Track};
+pub use self::vote::{Ballot, DelayedVote};
 
 use rand::Rng;
 
-use super::container::DecodeError;
+use super::container::{Container, DecodeError, SPARSE_PARAMETERS};
+use super::sealed::Kind;
+use super::select;
+use super::values::Plane;
 use crate::digest::Digest;
+
+const KIND: Kind = Kind { what: "a support's state", magic: *b"TRBS", version: 1 };
 
 /// A support that is none.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -57,8 +69,16 @@ impl Support {
     ///
     /// # Errors
     /// [`SupportError`].
-    pub fn new(_parameters: usize, _indices: Vec<u32>) -> Result<Self, SupportError> {
-        unimplemented!()
+    pub fn new(parameters: usize, indices: Vec<u32>) -> Result<Self, SupportError> {
+        check_size(parameters, indices.len())?;
+        let mut next = 0;
+        for (at, index) in indices.iter().enumerate() {
+            if (*index as usize) < next || *index as usize >= parameters {
+                return Err(SupportError::Indices { at, parameters });
+            }
+            next = *index as usize + 1;
+        }
+        Ok(Self { parameters, indices })
     }
 
     /// Parameters of the model.
@@ -78,195 +98,107 @@ impl Support {
 
     /// The support as Rice-coded positions in a container: what clients are sent. One support has one encoding.
     pub fn to_bytes(&self) -> Vec<u8> {
-        unimplemented!()
+        let container = container(self.parameters, self.indices.len());
+        let mut bytes = container.header().to_vec();
+        container.plan().encode(&self.indices, &mut bytes);
+        bytes
     }
 
     /// The support of `size` coordinates of a model of `parameters` parameters that `bytes` hold. Safe on any bytes.
     ///
     /// # Errors
     /// [`DecodeError`].
-    pub fn from_bytes(_bytes: &[u8], _parameters: usize, _size: usize) -> Result<Self, DecodeError> {
-        unimplemented!()
+    pub fn from_bytes(bytes: &[u8], parameters: usize, size: usize) -> Result<Self, DecodeError> {
+        check_size(parameters, size).map_err(DecodeError::Support)?;
+        let container = container(parameters, size);
+        let indices = container.plan().decode(container.after_header(bytes)?)?;
+        Ok(Self { parameters, indices })
     }
 
     /// The values of `vector` on the support, in its order.
     ///
     /// # Errors
     /// [`SupportError::WrongLength`] if `vector` is not as long as the model.
-    pub fn gather(&self, _vector: &[f32]) -> Result<Vec<f32>, SupportError> {
-        unimplemented!()
+    pub fn gather(&self, vector: &[f32]) -> Result<Vec<f32>, SupportError> {
+        check_length("coordinates", self.parameters, vector.len())?;
+        Ok(self.indices.iter().filter_map(|index| vector.get(*index as usize).copied()).collect())
     }
 
     /// The flat vector that has `values` on the support and zeros elsewhere.
     ///
     /// # Errors
     /// [`SupportError::WrongLength`] if there are not as many values as coordinates.
-    pub fn scatter(&self, _values: &[f32]) -> Result<Vec<f32>, SupportError> {
-        unimplemented!()
+    pub fn scatter(&self, values: &[f32]) -> Result<Vec<f32>, SupportError> {
+        check_length("values", self.indices.len(), values.len())?;
+        let mut vector = vec![0.0; self.parameters];
+        for (index, value) in self.indices.iter().zip(values) {
+            if let Some(place) = vector.get_mut(*index as usize) {
+                *place = *value;
+            }
+        }
+        Ok(vector)
     }
 }
 
-/// How votes are counted: a count-min sketch of two rows, whose cells are summed under the mask.
-///
-/// Cells: 2K in all, 4K where K is at most 1 % of the parameters. A client's cell holds at most [`Ballot::CELL_CAP`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Ballot {
+fn container(parameters: usize, count: usize) -> Container {
+    Container { sparse: true, plane: Plane::Nothing, parameters, count }
+}
+
+fn check_size(parameters: usize, size: usize) -> Result<(), SupportError> {
+    let possible = size <= parameters && parameters <= SPARSE_PARAMETERS;
+    if possible { Ok(()) } else { Err(SupportError::Size { size, parameters }) }
+}
+
+fn check_length(what: &'static str, expected: usize, found: usize) -> Result<(), SupportError> {
+    if found == expected { Ok(()) } else { Err(SupportError::WrongLength { what, expected, found }) }
+}
+
+/// `size` coordinates of `parameters`, every set of them as likely as any other.
+fn drawn_by_lot<R: Rng + ?Sized>(
     parameters: usize,
     size: usize,
+    rng: &mut R,
+) -> Result<Support, SupportError> {
+    check_size(parameters, size)?;
+    Ok(Support { parameters, indices: lots(parameters, size, rng) })
 }
 
-impl Ballot {
-    /// The most that one client may put into a cell.
-    pub const CELL_CAP: u32 = 3;
-
-    /// The ballot for a support of `size` coordinates of `parameters`.
-    ///
-    /// # Errors
-    /// [`SupportError::Size`].
-    pub fn new(_parameters: usize, _size: usize) -> Result<Self, SupportError> {
-        unimplemented!()
-    }
-
-    /// How many cells a client sends.
-    pub fn cells(&self) -> usize {
-        unimplemented!()
-    }
-
-    /// Bits of a cell of a sum over `clients` clients: ⌈log₂(3·clients + 1)⌉.
-    pub fn cell_bits(_clients: u32) -> u32 {
-        unimplemented!()
-    }
-
-    /// A client's votes: the cells of the `size` largest magnitudes of `update`, each 0 to 3.
-    ///
-    /// `seed` is public and new for each round, such as the session's context digest.
-    ///
-    /// # Errors
-    /// [`SupportError::WrongLength`], [`SupportError::NotFinite`].
-    pub fn cast(&self, _update: &[f32], _seed: &[u8; 32]) -> Result<Vec<u32>, SupportError> {
-        unimplemented!()
-    }
-
-    /// What each coordinate's votes are at most, from the sum of all clients' cells: the smaller of its two cells.
-    ///
-    /// # Errors
-    /// [`SupportError::WrongLength`].
-    pub fn count(&self, _sums: &[u32], _seed: &[u8; 32]) -> Result<Vec<u32>, SupportError> {
-        unimplemented!()
-    }
+/// `count` different numbers below `below`, ascending; `count` is at most `below`.
+fn lots<R: Rng + ?Sized>(below: usize, count: usize, rng: &mut R) -> Vec<u32> {
+    let mut lots: Vec<u32> =
+        rand::seq::index::sample(rng, below, count).iter().map(|lot| lot as u32).collect();
+    lots.sort_unstable();
+    lots
 }
 
-/// The next support by last round's votes: state at the coordinator. Not for differential privacy.
-#[derive(Debug, Clone, PartialEq)]
-pub struct DelayedVote {
-    ballot: Ballot,
-    support: Support,
-}
-
-impl DelayedVote {
-    /// The share of a support that is drawn by lot.
-    pub const EXPLORATION: f64 = 0.05;
-
-    /// The first support: drawn by lot.
-    ///
-    /// # Errors
-    /// [`SupportError::Size`].
-    pub fn first<R: Rng + ?Sized>(
-        _parameters: usize,
-        _size: usize,
-        _rng: &mut R,
-    ) -> Result<Self, SupportError> {
-        unimplemented!()
+/// The coordinates of highest score, ties to the lowest index, and a share of others drawn by lot.
+fn by_score_and_lot<R: Rng + ?Sized>(
+    scores: &[f32],
+    size: usize,
+    exploration: f64,
+    rng: &mut R,
+) -> Result<Support, SupportError> {
+    check_size(scores.len(), size)?;
+    let mut explored = ((size as f64 * exploration).round() as usize).min(size);
+    if exploration > 0.0 && size >= 2 {
+        // A small support explores as well, or it could never change.
+        explored = explored.max(1);
     }
-
-    /// This round's support.
-    pub fn support(&self) -> &Support {
-        &self.support
+    let best =
+        select::top_k(scores, size - explored).map_err(|error| SupportError::NotFinite(error.index))?;
+    let mut indices = Vec::with_capacity(size);
+    // A lot is a rank among the coordinates that are not among the best; both ascend.
+    let mut passed = best.iter().copied().peekable();
+    let mut skipped = 0;
+    for lot in lots(scores.len() - best.len(), explored, rng) {
+        while let Some(index) = passed.next_if(|index| *index <= lot + skipped) {
+            indices.push(index);
+            skipped += 1;
+        }
+        indices.push(lot + skipped);
     }
-
-    /// How this round's clients vote.
-    pub fn ballot(&self) -> Ballot {
-        self.ballot
-    }
-
-    /// Goes to the next round's support, given the sum of the clients' cells and the seed that they were cast with.
-    ///
-    /// # Errors
-    /// [`SupportError::WrongLength`]; the state is then as before.
-    pub fn advance<R: Rng + ?Sized>(
-        &mut self,
-        _sums: &[u32],
-        _seed: &[u8; 32],
-        _rng: &mut R,
-    ) -> Result<(), SupportError> {
-        unimplemented!()
-    }
-}
-
-/// The next support by the published sums alone: state at the coordinator, fit for differential privacy.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Track {
-    support: Support,
-}
-
-impl Track {
-    /// The first support: drawn by lot. `exploration`, 0 to 1, is the share that is drawn by lot in each round
-    /// (0.25 to 0.4 serves).
-    ///
-    /// # Errors
-    /// [`SupportError::Size`], [`SupportError::Exploration`].
-    pub fn first<R: Rng + ?Sized>(
-        _parameters: usize,
-        _size: usize,
-        _exploration: f64,
-        _rng: &mut R,
-    ) -> Result<Self, SupportError> {
-        unimplemented!()
-    }
-
-    /// This round's support.
-    pub fn support(&self) -> &Support {
-        &self.support
-    }
-
-    /// Goes to the next round's support, given what was published of this round: one value for each coordinate of
-    /// the support, in its order.
-    ///
-    /// # Errors
-    /// [`SupportError::WrongLength`], [`SupportError::NotFinite`]; the state is then as before.
-    pub fn advance<R: Rng + ?Sized>(&mut self, _sum: &[f32], _rng: &mut R) -> Result<(), SupportError> {
-        unimplemented!()
-    }
-}
-
-/// A new support by lot in each round: the baseline.
-#[derive(Debug, Clone, PartialEq)]
-pub struct SeededRandom {
-    support: Support,
-}
-
-impl SeededRandom {
-    /// The first support.
-    ///
-    /// # Errors
-    /// [`SupportError::Size`].
-    pub fn first<R: Rng + ?Sized>(
-        _parameters: usize,
-        _size: usize,
-        _rng: &mut R,
-    ) -> Result<Self, SupportError> {
-        unimplemented!()
-    }
-
-    /// This round's support.
-    pub fn support(&self) -> &Support {
-        &self.support
-    }
-
-    /// Goes to the next round's support.
-    pub fn advance<R: Rng + ?Sized>(&mut self, _rng: &mut R) {
-        unimplemented!()
-    }
+    indices.extend(passed);
+    Ok(Support { parameters: scores.len(), indices })
 }
 
 /// Whichever rule a job asks for: what the coordinator keeps beside the model.
@@ -292,14 +224,44 @@ impl SupportState {
 
     /// The state as bytes that end with their digest.
     pub fn to_bytes(&self) -> Vec<u8> {
-        unimplemented!()
+        let none = Vec::new();
+        let (rule, exploration, scores) = match self {
+            Self::DelayedVote(state) => (0, 0.0, &state.scores),
+            Self::Track(state) => (1, state.exploration, &state.scores),
+            Self::SeededRandom(_) => (2, 0.0, &none),
+        };
+        let support = self.support();
+        let mut bytes = KIND.open(rule);
+        bytes.extend((support.parameters as u64).to_le_bytes());
+        bytes.extend((support.indices.len() as u64).to_le_bytes());
+        bytes.extend(f64::to_le_bytes(exploration));
+        bytes.extend(scores.iter().flat_map(|score| score.to_le_bytes()));
+        bytes.extend(support.to_bytes());
+        Kind::seal(bytes)
     }
 
     /// The state that `bytes` hold, if they are whole and of a model of `parameters` parameters.
     ///
     /// # Errors
     /// [`DecodeError`].
-    pub fn from_bytes(_bytes: &[u8], _parameters: usize) -> Result<Self, DecodeError> {
-        unimplemented!()
+    pub fn from_bytes(bytes: &[u8], parameters: usize) -> Result<Self, DecodeError> {
+        let (rule, mut contents) = KIND.unseal(bytes)?;
+        let (found, expected) = (u64::from_le_bytes(contents.array()?), parameters as u64);
+        if found != expected {
+            return Err(DecodeError::Header { field: "parameters", found, expected });
+        }
+        let size = usize::try_from(u64::from_le_bytes(contents.array()?)).unwrap_or(usize::MAX);
+        let exploration = f64::from_le_bytes(contents.array()?);
+        let scores = if rule == 2 { Vec::new() } else { contents.floats(parameters)? };
+        let support = Support::from_bytes(contents.remainder(), parameters, size)?;
+        Ok(match rule {
+            0 => Self::DelayedVote(DelayedVote::restored(scores, support).map_err(DecodeError::Support)?),
+            1 => Self::Track(Track::restored(exploration, scores, support).map_err(DecodeError::Support)?),
+            2 => Self::SeededRandom(SeededRandom { support }),
+            other => return Err(DecodeError::Header { field: "rule", found: other.into(), expected: 2 }),
+        })
     }
 }
+
+#[cfg(test)]
+mod tests;
