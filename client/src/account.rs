@@ -213,6 +213,11 @@ impl Account {
         self.reading().map_or_else(|error| error.to_string(), |reading| describe(&reading))
     }
 
+    /// The coordinator that the node works for.
+    pub fn coordinator(&self) -> CoordinatorId {
+        self.coordinator
+    }
+
     fn job_key(&self, run: RunId) -> JobKey {
         JobKey { coordinator: self.coordinator, run }
     }

@@ -359,7 +359,9 @@ fn known_peers(command: PeersCommand) -> Result<ExitCode, Failure> {
                         say(format_args!("seen    {id}: {}", peers::fingerprint(&identity)));
                     }
                     if known.has_no_pins() {
-                        say(format_args!("nobody is pinned: the coordinator could be every other participant"));
+                        say(format_args!(
+                            "nobody is pinned: the coordinator could be every other participant"
+                        ));
                     }
                 }
                 OutputFormat::Json => {

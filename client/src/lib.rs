@@ -4,6 +4,7 @@ pub mod account;
 pub mod cli;
 pub mod config;
 pub mod data;
+pub mod encoding;
 pub mod enrol;
 pub mod machine;
 pub mod masking;

@@ -13,12 +13,15 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tributary_common::digest::Digest;
+use tributary_common::exchange::Exchange;
 use tributary_common::ids::NodeName;
 use tributary_common::job::Job;
 use tributary_common::model::Parameters;
 use tributary_common::privacy::counts;
 use tributary_common::privacy::release::{Protection, Release};
 use tributary_common::record::{Metrics, Reason};
+use tributary_common::secagg::client::Step as SessionStep;
+use tributary_common::secagg::keys::MaskTerm;
 use tributary_common::time::{Clock, Time};
 use tributary_proto::coordinator as wire;
 use tributary_proto::coordinator::node_message::Message as FromNode;
@@ -27,13 +30,17 @@ use x509_parser::pem::parse_x509_pem;
 
 use crate::account::{self, Account, AccountError, Parties};
 use crate::config::{NodeConfig, NodeData};
+use crate::encoding::{self, Produced};
 use crate::enrol::{self, Credentials, EnrolError};
 use crate::machine::{
     Attempt, Dismissal, Effect, Failure, Input, Kept, NodeEvent, NodeMachine, RoundKey, Trained,
 };
+use crate::masking::journal::{JournalError, MaskJournal};
+use crate::masking::peers::{self, PeersError};
+use crate::masking::{Identity, Invitation, MaskedRound, Reply, read_support};
 use crate::policy::Policy;
-use crate::store::{Folder, FolderError};
-use crate::trainer::{ArithmeticTrainer, ClientUpdate, Task, TorchTrainer, TrainError, Trainer};
+use crate::store::{Facts, Folder, FolderError};
+use crate::trainer::{ArithmeticTrainer, Task, TorchTrainer, TrainError, Trainer};
 use crate::transport::{self, Dialer, Greeting, LedgerNews, Link, LinkEvent};
 
 /// Results waiting for the loop, at most.
@@ -55,6 +62,12 @@ pub enum NodeError {
     /// Its data's account.
     #[error(transparent)]
     Account(#[from] AccountError),
+    /// What it masked.
+    #[error(transparent)]
+    Masked(#[from] JournalError),
+    /// Its identity among other nodes.
+    #[error(transparent)]
+    Peers(#[from] PeersError),
     /// The coordinator will not have it.
     #[error("the coordinator refused this node: {0}")]
     Refused(String),
@@ -91,14 +104,22 @@ pub enum TrainerKind {
 pub enum Drill {
     /// The round is paid for; nothing was trained.
     Charged,
+    /// With masks: there are keys for the update.
+    Keyed,
     /// The update is in memory alone.
     Trained,
+    /// With masks: the journal says that the update was masked; it is in memory alone.
+    Masked,
     /// The update is on the disk; its charge does not name it yet.
     Stored,
     /// Its charge names it; nothing left.
     Sealed,
     /// The coordinator has it.
     Uploaded,
+    /// With masks: the survivors are confirmed.
+    Confirmed,
+    /// With masks: this node's own mask is revealed.
+    Unmasked,
 }
 
 impl Options {
@@ -163,7 +184,16 @@ async fn serve(
     mut stopped: mpsc::Receiver<()>,
 ) -> Result<(), NodeError> {
     let mut account = open_account(config, &data, &credentials, Clock.now())?;
+    let masked = MaskJournal::open(&config.dir)?;
+    let identity = Identity {
+        node: credentials.node.clone(),
+        key: peers::identity(&credentials.key_pem)?,
+        server: account.coordinator(),
+        dir: config.dir.clone(),
+    };
     let kept = sealed(&mut account, &folder, folder.outbox()?)?;
+    let rounds: Vec<RoundKey> = kept.iter().map(|(key, _)| *key).collect();
+    folder.residuals().keep_only(&rounds)?;
     let machine = NodeMachine::new(Arc::new(config.profile(&data)), data.counts(), kept);
     let (sender, mut results) = mpsc::channel(QUEUE);
     let worker = Worker::start(credentials.node.clone(), data, options.trainer, sender.clone())?;
@@ -171,6 +201,9 @@ async fn serve(
     let mut node = Node {
         machine,
         account,
+        identity,
+        masked,
+        session: None,
         policy: config.policy.clone(),
         worker,
         options: *options,
@@ -205,6 +238,7 @@ async fn serve(
                     node.inputs.push_back(Input::Connected);
                 }
                 Some(LinkEvent::Message(input)) => node.inputs.push_back(*input),
+                Some(LinkEvent::Masking { at, message }) => node.masking(at, &message, &link),
                 Some(LinkEvent::Ledger(news)) => node.ledger_news(news, &link),
                 Some(LinkEvent::Down { reason, retry_in }) => {
                     tracing::warn!("not connected: {reason}; next try in {:.1} s", retry_in.as_secs_f64());
@@ -279,7 +313,7 @@ pub(crate) fn open_account(
     Ok(account)
 }
 
-/// The kept updates whose bytes may be sent: those of a job with `[privacy]` only once their charge names them, which a
+/// The kept updates whose bytes may be sent: none that are masked, and those of a job with `[privacy]` only once their charge names them, which a
 /// crash may have prevented.
 fn sealed(
     account: &mut Account,
@@ -288,6 +322,15 @@ fn sealed(
 ) -> Result<Vec<(RoundKey, Kept)>, FolderError> {
     let mut sealed = Vec::with_capacity(kept.len());
     for (key, update) in kept {
+        if update.masked {
+            tracing::warn!(
+                "the masked update of run {}, round {} is deleted: its keys went with the process that made it",
+                key.run,
+                key.round
+            );
+            folder.forget(key)?;
+            continue;
+        }
         match if update.private { account.seal(key, &update, Clock.now()) } else { Ok(()) } {
             Ok(()) => sealed.push((key, update)),
             Err(why) => {
@@ -305,7 +348,7 @@ enum Outcome {
     Measured(RoundKey, Arc<Job>, Result<Metrics, Failure>),
     Input(Input),
     /// Training succeeded; the update stays here until it is stored.
-    Update(RoundKey, ClientUpdate),
+    Update(RoundKey, Produced, Trained),
 }
 
 /// The machine and everything that it commands.
@@ -323,7 +366,12 @@ struct Node {
     /// The last model that was fetched: an evaluated model is often the next round's.
     model: Option<(Digest, Parameters)>,
     /// What training produced, until it is stored.
-    update: Option<(RoundKey, ClientUpdate)>,
+    update: Option<(RoundKey, Produced)>,
+    identity: Identity,
+    /// What was masked, on the disk.
+    masked: MaskJournal,
+    /// The session of the attempt at work, with its keys.
+    session: Option<MaskedRound>,
     inputs: VecDeque<Input>,
     exit: bool,
 }
@@ -331,8 +379,7 @@ struct Node {
 impl Node {
     fn received(&mut self, outcome: Outcome) {
         let input = match outcome {
-            Outcome::Update(key, update) => {
-                let trained = Trained { examples: update.examples, loss: update.loss };
+            Outcome::Update(key, update, trained) => {
                 self.update = Some((key, update));
                 Input::Trained { key, result: Ok(trained) }
             }
@@ -373,8 +420,12 @@ impl Node {
             Effect::Evaluate { key, job, model } => {
                 self.worker.send(Command::Evaluate { key, job, model })?
             }
-            Effect::Store { at, job, model, support } => self.store(at, job, model, support),
-            Effect::Join { at, job, model, support } => self.join(at, job, model, support, link),
+            Effect::Store { at, job, model, support } => {
+                self.store(Invitation { at, job, model, support });
+            }
+            Effect::Join { at, job, model, support } => {
+                self.join(Invitation { at, job, model, support }, link);
+            }
             Effect::Leave { at } => self.leave(at),
             Effect::Settle { key } => {
                 if let Err(error) = self.folder.residuals().settle(key) {
@@ -387,7 +438,8 @@ impl Node {
                     task.abort();
                 }
                 self.update.take_if(|(of, _)| *of == key);
-                let forgotten = self.folder.forget(key).and_then(|()| self.folder.residuals().drop_pending(key));
+                let forgotten =
+                    self.folder.forget(key).and_then(|()| self.folder.residuals().drop_pending(key));
                 if let Err(error) = forgotten {
                     tracing::warn!("an update that is no longer needed stays on the disk: {error}");
                 }
@@ -454,6 +506,9 @@ impl Node {
                 return kept.map(|_| ()).unwrap_or_else(|error| tracing::error!("{error}"));
             }
             LedgerNews::RunOver(run) => {
+                if let Err(error) = self.folder.residuals().forget(run) {
+                    tracing::warn!("what updates to run {run} left out stays on the disk: {error}");
+                }
                 let returned = self.account.run_over(run, now);
                 return returned.unwrap_or_else(|error| tracing::error!("{error}"));
             }
@@ -507,20 +562,87 @@ impl Node {
         }));
     }
 
-    fn store(&mut self, key: RoundKey, model: Digest, private: bool) {
-        let update = self.update.take_if(|(of, _)| *of == key);
-        let (folder, results) = (self.folder.clone(), self.results.clone());
-        self.options.drill(Drill::Trained);
-        tokio::task::spawn_blocking(move || {
-            let result = match update {
-                Some((_, update)) => {
-                    let kept = folder.keep(key, model, &update.delta, update.examples, private, Clock.now());
-                    kept.map_err(|error| error.to_string())
+    /// Begins a session, or repeats what was said last in it.
+    fn join(&mut self, invitation: Invitation, link: &Link) {
+        let at = invitation.at;
+        if let Some(session) = self.session.as_ref().filter(|session| session.at() == at) {
+            if let Some(message) = session.again() {
+                send_masking(link, at, message);
+            }
+            return;
+        }
+        match MaskedRound::begin(invitation, &self.identity, &self.policy, &self.masked) {
+            Ok((session, message)) => {
+                self.session = Some(session);
+                send_masking(link, at, message);
+            }
+            Err(failure) => self.inputs.push_back(Input::SessionFailed { at, failure }),
+        }
+    }
+
+    /// Takes a session's message.
+    fn masking(&mut self, at: Attempt, message: &[u8], link: &Link) {
+        // Of a session that is not there, there is nothing to say: its keys are gone.
+        let Some(session) = self.session.as_mut().filter(|session| session.at() == at) else { return };
+        let before = session.step();
+        let replies = session.receive(message, &mut self.masked);
+        let after = session.step();
+        let mut keyed = false;
+        for reply in replies {
+            match reply {
+                Reply::Send(message) => send_masking(link, at, message),
+                Reply::Keyed => {
+                    keyed = true;
+                    self.inputs.push_back(Input::Keyed { at });
                 }
+                Reply::Failed(failure) => self.inputs.push_back(Input::SessionFailed { at, failure }),
+            }
+        }
+        let drills = [(keyed, Drill::Keyed)].into_iter().chain(
+            [(SessionStep::Signed, Drill::Confirmed), (SessionStep::Unmasked, Drill::Unmasked)]
+                .map(|(step, drill)| (before != step && after == step, drill)),
+        );
+        drills.filter(|(reached, _)| *reached).for_each(|(_, drill)| self.options.drill(drill));
+    }
+
+    /// Ends a session; its keys are wiped.
+    fn leave(&mut self, at: Attempt) {
+        self.session.take_if(|session| session.at() == at);
+    }
+
+    fn store(&mut self, of: Invitation) {
+        let key = of.at.key();
+        let update = self.update.take_if(|(of, _)| *of == key).map(|(_, update)| update);
+        self.options.drill(Drill::Trained);
+        let masks = match self.masks(&of) {
+            Ok(masks) => masks,
+            Err(detail) => {
+                self.inputs.push_back(Input::Stored { key, result: Err(detail) });
+                return;
+            }
+        };
+        let (folder, results) = (self.folder.clone(), self.results.clone());
+        let client = self.identity.node.clone();
+        tokio::task::spawn_blocking(move || {
+            let result = match &update {
+                Some(update) => encode_and_keep(&folder, &client, &of, update, masks.as_deref()),
                 None => Err("the update is gone".into()),
             };
+            // Wiped before anything is said about it.
+            drop(update);
             let _ = results.blocking_send(Outcome::Input(Input::Stored { key, result })); // as above
         });
+    }
+
+    /// The masks of the update of an attempt, journalled; `None` without `[secure_aggregation]`.
+    fn masks(&mut self, of: &Invitation) -> Result<Option<Vec<MaskTerm>>, String> {
+        if of.job.secure_aggregation.is_none() {
+            return Ok(None);
+        }
+        let session = self.session.as_mut().filter(|session| session.at() == of.at);
+        let masks = session.ok_or("the session is over")?.masks(&mut self.masked)?;
+        self.options.drill(Drill::Masked);
+        Ok(Some(masks))
     }
 
     fn upload(&mut self, at: Attempt, update: Kept) {
@@ -550,6 +672,56 @@ impl Node {
         }
         self.worker.stop().await;
     }
+}
+
+fn send_masking(link: &Link, at: Attempt, message: Vec<u8>) {
+    let Attempt { run, round, attempt } = at;
+    link.send(FromNode::Masking(wire::Masking { run: run.0, round, attempt, message }));
+}
+
+/// Encodes an update, with masks if there are any, and keeps its bytes and what they leave out.
+fn encode_and_keep(
+    folder: &Folder,
+    client: &NodeName,
+    of: &Invitation,
+    update: &Produced,
+    masks: Option<&[MaskTerm]>,
+) -> Result<Kept, String> {
+    let Invitation { at, job, model, support } = of;
+    let (key, update, now) = (at.key(), update.update(), Clock.now());
+    fn line(error: &(dyn std::error::Error + 'static)) -> String {
+        transport::chain(error)
+    }
+    let exchange = Exchange::of(job).map_err(|error| line(&error))?;
+    let facts = Facts {
+        model: *model,
+        examples: if masks.is_some() { 1 } else { update.examples },
+        private: job.privacy.is_some(),
+        masked: masks.is_some(),
+    };
+    let residuals = folder.residuals();
+    let residual = match job.has_error_feedback() {
+        true => residuals.before(key, update.delta.len()).map_err(|error| line(&error))?,
+        false => None,
+    };
+    let mut coins = encoding::coins(job, at.round, client).map_err(|error| line(&error))?;
+    let encoded = match (&exchange, masks) {
+        (Exchange::Plain(plain), None) if plain.is_dense() => {
+            return folder.keep_values(key, facts, &update.delta, now).map_err(|error| line(&error));
+        }
+        (Exchange::Plain(plain), None) => encoding::plain(plain, update, residual.as_deref(), &mut coins),
+        (Exchange::Masked(masked), Some(masks)) => {
+            let support = read_support(job, support.as_deref())?;
+            let values = (update, residual.as_deref());
+            encoding::masked(masked, at.round, values, support.as_deref(), &mut coins, masks)
+        }
+        _ => return Err("an update is masked if its job says so, and not otherwise".into()),
+    };
+    let encoded = encoded.map_err(|error| line(&error))?;
+    if let Some(residual) = &encoded.residual {
+        residuals.keep(key, residual).map_err(|error| line(&error))?;
+    }
+    folder.keep_bytes(key, facts, &encoded.bytes, now).map_err(|error| line(&error))
 }
 
 /// Stops a task and waits until it has stopped, so that no two work on one file.
@@ -641,7 +813,10 @@ fn carry_out(
                 max_steps: None,
             };
             match trainer.train(&task, &data.train, stop) {
-                Ok(update) => Outcome::Update(key, update),
+                Ok(update) => {
+                    let trained = Trained { examples: update.examples, loss: update.loss };
+                    Outcome::Update(key, Produced::new(update), trained)
+                }
                 Err(error) => Outcome::Input(Input::Trained { key, result: Err(failure(&error)) }),
             }
         }

@@ -380,7 +380,8 @@ mod tests {
     #[test]
     fn masked_jobs_and_small_batches_have_rules_of_their_own() {
         let check = |changes: &str, policy: &str, examples| {
-            let mut table = tributary_common::document::parse(JOB).unwrap();
+            let text = JOB.replace("local_epochs = 2", "local_steps = 5");
+            let mut table = tributary_common::document::parse(&text).unwrap();
             for change in changes.split_whitespace() {
                 tributary_common::document::set(&mut table, change).unwrap();
             }
@@ -399,11 +400,21 @@ mod tests {
         for (changes, policy, examples, words) in [
             ("", "require_masks = true", 50, Some("require_masks")),
             (masks, "require_masks = true", 50, None),
-            (masks, "minimum_survivors = 4", 50, Some("minimum = 3 is below this node's minimum_survivors = 4")),
+            (
+                masks,
+                "minimum_survivors = 4",
+                50,
+                Some("minimum = 3 is below this node's minimum_survivors = 4"),
+            ),
             ("", "minimum_survivors = 4", 50, None),
             (one, "minimum_local_batch = 10", 50, Some("over 1 examples")),
             ("", "minimum_local_batch = 10", 50, None),
-            ("train.local_steps=2", "minimum_examples_per_update = 21", 50, Some("from 20 training examples")),
+            (
+                "train.local_steps=2",
+                "minimum_examples_per_update = 21",
+                50,
+                Some("from 20 training examples"),
+            ),
             ("train.local_steps=3", "minimum_examples_per_update = 21", 50, None),
             ("", "minimum_examples_per_update = 21", 20, Some("from 20 training examples")),
             (private, "minimum_local_batch = 6", 50, Some("over 5 examples")),

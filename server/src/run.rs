@@ -637,4 +637,6 @@ impl Run {
 }
 
 #[cfg(test)]
+mod masked_tests;
+#[cfg(test)]
 mod tests;

@@ -299,7 +299,11 @@ impl NodeMachine {
         }
         if self.masked.get(&at.run) >= Some(&at.round) {
             // What waits for this round's end, or a later one's, would wait in vain.
-            if self.work.as_ref().is_some_and(|work| work.at.key() == at.key() && work.at.attempt < at.attempt) {
+            if self
+                .work
+                .as_ref()
+                .is_some_and(|work| work.at.key() == at.key() && work.at.attempt < at.attempt)
+            {
                 self.drop_work(effects);
             }
             let detail = "an update of this round, or a later one, was masked before: a round is masked once";
@@ -339,12 +343,7 @@ impl NodeMachine {
     }
 
     /// The job, if this node may train for it and can.
-    fn accept(
-        &self,
-        job: Result<Arc<Job>, String>,
-        at: Attempt,
-        model: Digest,
-    ) -> Result<Arc<Job>, Failure> {
+    fn accept(&self, job: Result<Arc<Job>, String>, at: Attempt, model: Digest) -> Result<Arc<Job>, Failure> {
         let unsupported = |detail| Failure { reason: Reason::Unsupported, detail };
         let job = job.map_err(unsupported)?;
         if self.profile.role == Role::Evaluator {
@@ -352,7 +351,8 @@ impl NodeMachine {
         }
         self.profile.check(&job, self.examples)?;
         if at.round == 1 {
-            let policy = |violation: Violation| Failure { reason: Reason::Policy, detail: violation.to_string() };
+            let policy =
+                |violation: Violation| Failure { reason: Reason::Policy, detail: violation.to_string() };
             self.profile.policy.check_initial_model(model).map_err(policy)?;
         }
         Ok(job)

@@ -51,8 +51,11 @@ fn model_of(run: u64, round: u32) -> Digest {
 }
 
 fn invite(at: Attempt) -> Input {
-    let model = model_of(at.run.0, at.round);
-    Input::Invited { at, job: job(""), model, deadline: Time(1_000_000) }
+    invite_with(at, "", model_of(at.run.0, at.round))
+}
+
+fn invite_with(at: Attempt, changes: &str, model: Digest) -> Input {
+    Input::Invited { at, job: job(changes), model, deadline: Time(1_000_000), support: None }
 }
 
 fn ask(key: RoundKey) -> Input {
@@ -79,6 +82,7 @@ fn kept(key: RoundKey) -> Kept {
         bytes: 24,
         examples: 20,
         private: false,
+        masked: false,
         stored: Time(u64::from(key.round)),
     }
 }
@@ -136,7 +140,7 @@ fn a_round_goes_its_way_and_is_forgotten_only_when_dismissed() {
     assert_eq!(node.does(Input::UploadDone { at: at(1, 1, 1) }), []);
     let effects = node.0.step(Time(0), Input::Dismissed { at: at(1, 1, 1), reason: Dismissal::Published });
     let accepted = Effect::Event(NodeEvent::Accepted { run: RunId(1), round: 1 });
-    assert_eq!(effects, [Effect::Forget { key: key(1, 1) }, accepted]);
+    assert_eq!(effects, [Effect::Settle { key: key(1, 1) }, Effect::Forget { key: key(1, 1) }, accepted]);
     assert!(node.0.is_idle());
 }
 
@@ -190,7 +194,7 @@ fn bytes_from_before_a_restart_are_sent_as_they_are() {
     // A coordinator that lost a round asks for the same round of another model: other bytes.
     node.does(Input::UploadDone { at: at(1, 3, 2) });
     let model = Digest::of(b"another");
-    let other = Input::Invited { at: at(1, 3, 3), job: job(""), model, deadline: Time(1_000_000) };
+    let other = invite_with(at(1, 3, 3), "", model);
     assert_eq!(node.does(other), [Effect::Forget { key: key(1, 3) }, Effect::Fetch { model, bytes: 24 }]);
 }
 
@@ -254,7 +258,7 @@ fn a_private_update_outlives_abandoned_attempts_and_full_outboxes() {
     assert_eq!(node.does(invite(at(1, 1, 2))), [again], "no second training, no second charge");
     node.does(Input::UploadDone { at: at(1, 1, 2) });
     let over = Input::Dismissed { at: at(1, 1, 2), reason: Dismissal::Published };
-    assert_eq!(node.does(over), [Effect::Forget { key: key(1, 1) }]);
+    assert_eq!(node.does(over), [Effect::Settle { key: key(1, 1) }, Effect::Forget { key: key(1, 1) }]);
 }
 
 #[test]
@@ -307,8 +311,20 @@ fn unfit_jobs_are_declined_with_the_closed_reason() {
     assert_eq!(strict(|p| p.classes = 3).declines(invite(at(1, 1, 1))), Reason::Data);
     assert_eq!(strict(|p| p.role = Role::Evaluator).declines(invite(at(1, 1, 1))), Reason::Unsupported);
     let (model, deadline) = (model_of(1, 1), Time(1_000_000));
-    let garbled = Input::Invited { at: at(1, 1, 1), job: Err("unknown key `a`".into()), model, deadline };
+    let garbled = Input::Invited {
+        at: at(1, 1, 1),
+        job: Err("unknown key `a`".into()),
+        model,
+        deadline,
+        support: None,
+    };
     assert_eq!(Node::new(profile()).declines(garbled), Reason::Unsupported);
+    let approved = |p: &mut Profile| p.policy.approved_initial_models = Some(vec![model_of(1, 1)]);
+    assert!(matches!(strict(approved).does(invite(at(1, 1, 1)))[..], [Effect::Fetch { .. }]));
+    let crafted = invite_with(at(1, 1, 1), "", Digest::of(b"crafted"));
+    assert_eq!(strict(approved).declines(crafted), Reason::Policy, "A26");
+    let later = strict(approved).does(invite(at(1, 2, 1)));
+    assert!(matches!(later[..], [Effect::Fetch { .. }]), "nobody can tell what a later model must be");
 }
 
 #[test]
@@ -406,6 +422,146 @@ fn a_shutdown_finishes_an_upload_and_drops_a_training() {
     assert_eq!(node.does(Input::UploadDone { at: at(1, 1, 1) }), [Effect::Exit]);
 }
 
+const MASKS: &str = "secure_aggregation.enabled=true";
+
+fn masked(at: Attempt) -> Input {
+    invite_with(at, MASKS, model_of(at.run.0, at.round))
+}
+
+fn join(at: Attempt) -> Effect {
+    let model = model_of(at.run.0, at.round);
+    Effect::Join { at, job: job(MASKS).unwrap(), model, support: None }
+}
+
+fn stored_masked(key: RoundKey) -> (Kept, Input) {
+    let kept = Kept { masked: true, examples: 1, ..kept(key) };
+    (kept, Input::Stored { key, result: Ok(kept) })
+}
+
+impl Node {
+    /// Goes through a masked round up to the moment when the update could be masked, but for its keys.
+    fn trains_masked(&mut self, at: Attempt) {
+        assert!(self.does(masked(at)).contains(&join(at)));
+        self.does(ready(model_of(at.run.0, at.round)));
+        self.does(charged(at.key()));
+        assert_eq!(self.does(trained(at.key())), [], "without keys");
+    }
+}
+
+#[test]
+fn a_masked_update_waits_for_its_keys_and_its_session_lasts_until_the_round_is_over() {
+    let mut node = Node::new(profile());
+    let first = at(1, 1, 1);
+    assert_eq!(
+        node.does(masked(first)),
+        [join(first), Effect::Fetch { model: model_of(1, 1), bytes: 24 }],
+        "keys are made while it trains"
+    );
+    assert_eq!(node.does(masked(first)), [join(first)], "what was said last is said again");
+    node.does(ready(model_of(1, 1)));
+    node.does(charged(key(1, 1)));
+    assert_eq!(node.does(Input::Keyed { at: at(1, 1, 2) }), [], "of another attempt");
+    assert_eq!(node.does(trained(key(1, 1))), []);
+    let store = Effect::Store { at: first, job: job(MASKS).unwrap(), model: model_of(1, 1), support: None };
+    assert_eq!(node.does(Input::Keyed { at: first }), [store]);
+    let (kept, stored) = stored_masked(key(1, 1));
+    assert_eq!(node.does(stored), [Effect::Upload { at: first, update: kept }]);
+    node.does(Input::UploadDone { at: first });
+    assert!(!node.0.is_idle(), "there are masks to be taken off");
+    assert_eq!(node.declines(masked(at(2, 1, 1))), Reason::Busy);
+    let again = node.does(masked(first));
+    assert_eq!(again, [join(first), Effect::Upload { at: first, update: kept }], "the same bytes");
+    node.does(Input::UploadDone { at: first });
+    let over = node.does(Input::Dismissed { at: first, reason: Dismissal::Published });
+    let [settle, forget] = [Effect::Settle { key: key(1, 1) }, Effect::Forget { key: key(1, 1) }];
+    assert_eq!(over, [settle, Effect::Leave { at: first }, forget]);
+    assert!(node.0.is_idle());
+}
+
+/// Attacks 9 and 13: what was masked once is not masked again, for a private job neither.
+#[test]
+fn a_round_is_masked_once_in_all_its_attempts() {
+    let (mut node, first) = (Node::new(profile()), at(1, 1, 1));
+    node.trains_masked(first);
+    assert!(matches!(node.does(Input::Keyed { at: first })[..], [Effect::Store { .. }]));
+    let (kept, stored) = stored_masked(key(1, 1));
+    node.does(Input::Stored { key: key(1, 1), result: Ok(Kept { private: true, ..kept }) });
+    node.does(Input::UploadDone { at: first });
+    let abandoned = node.does(Input::Dismissed { at: first, reason: Dismissal::Abandoned });
+    assert_eq!(abandoned, [Effect::Leave { at: first }, Effect::Forget { key: key(1, 1) }]);
+    assert_eq!(node.declines(masked(at(1, 1, 2))), Reason::Policy);
+    assert_eq!(node.declines(invite(at(1, 1, 3))), Reason::Policy, "in clear neither");
+    let other = invite_with(at(1, 1, 4), MASKS, Digest::of(b"another"));
+    assert_eq!(node.declines(other), Reason::Policy, "of another model neither");
+    node.trains_masked(at(1, 2, 1));
+
+    // Also if the next attempt comes while the bytes are made, or are under way.
+    for uploading in [false, true] {
+        let mut node = Node::new(profile());
+        node.trains_masked(first);
+        node.does(Input::Keyed { at: first });
+        if uploading {
+            node.does(stored.clone());
+        }
+        let effects = node.does(masked(at(1, 1, 2)));
+        assert!(effects.contains(&Effect::Leave { at: first }), "{effects:?}");
+        assert!(matches!(effects.last(), Some(Effect::Decline { reason: Reason::Policy, .. })));
+        let forget = Effect::Forget { key: key(1, 1) };
+        match uploading {
+            true => assert!(effects.contains(&forget)),
+            false => assert_eq!(node.does(stored.clone()), [forget]),
+        }
+        assert!(node.0.is_idle());
+    }
+}
+
+#[test]
+fn a_new_attempt_has_new_keys_and_the_same_training() {
+    let (mut node, first, second) = (Node::new(profile()), at(1, 1, 1), at(1, 1, 2));
+    node.trains_masked(first);
+    assert_eq!(node.does(masked(second)), [Effect::Leave { at: first }, join(second)]);
+    assert_eq!(node.does(Input::Keyed { at: first }), [], "keys of the old session");
+    assert!(matches!(node.does(Input::Keyed { at: second })[..], [Effect::Store { at, .. }] if at == second));
+    // What waits in vain is wiped.
+    let mut node = Node::new(profile());
+    node.trains_masked(first);
+    let effects = node.does(Input::Dismissed { at: first, reason: Dismissal::Abandoned });
+    assert_eq!(effects, [Effect::Leave { at: first }, Effect::Forget { key: key(1, 1) }]);
+    node.trains_masked(second);
+    let effects = node.does(Input::Shutdown);
+    let declined = matches!(effects[2], Effect::Decline { reason: Reason::ShuttingDown, .. });
+    assert_eq!(effects[..2], [Effect::Leave { at: second }, Effect::Forget { key: key(1, 1) }]);
+    assert!(declined && effects[3..] == [Effect::Exit], "{effects:?}");
+}
+
+#[test]
+fn a_session_that_fails_ends_the_round_here() {
+    let failed = |at| {
+        let failure = Failure { reason: Reason::Policy, detail: "2 survivors".into() };
+        Input::SessionFailed { at, failure }
+    };
+    let (mut node, first) = (Node::new(profile()), at(1, 1, 1));
+    node.does(masked(first));
+    assert_eq!(node.does(failed(at(1, 1, 2))), [], "of another attempt");
+    let effects = node.does(failed(first));
+    let [Effect::Leave { .. }, Effect::Decline { reason: Reason::Policy, .. }, Effect::CancelFetch] =
+        effects[..]
+    else {
+        panic!("{effects:?}")
+    };
+    assert_eq!(node.declines(masked(first)), Reason::Policy);
+    // After the upload there is nothing to decline, and nothing to send again.
+    let first = at(1, 2, 1);
+    node.trains_masked(first);
+    node.does(Input::Keyed { at: first });
+    node.does(stored_masked(key(1, 2)).1);
+    node.does(Input::UploadDone { at: first });
+    let [leave, forget] = [Effect::Leave { at: first }, Effect::Forget { key: key(1, 2) }];
+    assert_eq!(node.does(failed(first)), [leave, forget]);
+    assert!(node.0.is_idle());
+    assert_eq!(node.declines(masked(first)), Reason::Policy);
+}
+
 #[test]
 fn undismissed_updates_do_not_pile_up() {
     let mut node = Node::new(profile());
@@ -452,7 +608,7 @@ fn moves() -> impl Strategy<Value = Vec<Move>> {
         2 => (1..3u64, 1..5u32).prop_map(|(run, round)| Move::Ask { run, round }),
         1 => Just(Move::Reconnect),
         1 => Just(Move::Restart),
-        12 => (0..4u8, prop::bool::weighted(0.85)).prop_map(|(which, well)| Move::Answer { which, well }),
+        12 => (0..5u8, prop::bool::weighted(0.85)).prop_map(|(which, well)| Move::Answer { which, well }),
         1 => (0..600u32).prop_map(|seconds| Move::Wait { seconds }),
         1 => prop::bool::weighted(0.05).prop_map(|now| if now { Move::Shutdown } else { Move::Repeat }),
     ];
@@ -469,6 +625,11 @@ struct World {
     storing: Option<RoundKey>,
     evaluating: Option<RoundKey>,
     upload: Option<Attempt>,
+    /// Whether jobs have masks, and the attempt of the session, with whether its keys were announced.
+    masks: bool,
+    session: Option<(Attempt, bool)>,
+    /// Rounds that were masked: on the disk.
+    masked: BTreeSet<RoundKey>,
     /// The attempt that each round's bytes were last sent for.
     sent: BTreeMap<RoundKey, u32>,
     /// On the disk.
@@ -482,9 +643,12 @@ struct World {
 }
 
 impl World {
-    fn new() -> Self {
+    fn new(masks: bool) -> Self {
         let machine = NodeMachine::new(Arc::new(profile()), counts(), []);
         let mut world = Self {
+            masks,
+            session: None,
+            masked: BTreeSet::new(),
             machine,
             now: Time(0),
             fetch: None,
@@ -532,9 +696,28 @@ impl World {
                 *self.trainings.entry(key).or_default() += 1;
             }
             Effect::CancelTraining => assert!(self.training.is_some(), "nothing to cancel"),
-            Effect::Store { key, .. } => {
+            Effect::Join { at, .. } => match self.session {
+                Some((open, _)) => assert_eq!(open, at, "a second session beside the first"),
+                // What the journal on the disk says, the machine may have forgotten.
+                None if self.masked.contains(&at.key()) => {
+                    let failure = Failure { reason: Reason::Policy, detail: "masked before".into() };
+                    self.step(Input::SessionFailed { at, failure });
+                }
+                None => self.session = Some((at, false)),
+            },
+            Effect::Leave { at } => {
+                self.session.take_if(|(open, _)| *open == at);
+            }
+            Effect::Store { at, .. } => {
                 assert!(idle, "two computations at once");
-                self.storing = Some(key);
+                if self.masks {
+                    assert_eq!(self.session, Some((at, true)), "masked without keys");
+                    assert!(self.masked.insert(at.key()), "masked twice");
+                }
+                self.storing = Some(at.key());
+            }
+            Effect::Settle { key } => {
+                assert!(self.disk.contains_key(&key), "settled, but nothing was kept");
             }
             Effect::Upload { at, update } => {
                 assert_eq!(
@@ -542,6 +725,8 @@ impl World {
                     Some(&update),
                     "an upload of bytes that were not stored"
                 );
+                let open = self.session.map(|(open, _)| open);
+                assert!(!self.masks || open == Some(at), "masked bytes without their session");
                 self.upload = Some(at);
                 self.sent.insert(at.key(), at.attempt);
                 self.open.remove(&at);
@@ -569,7 +754,9 @@ impl World {
         self.open.insert(at);
         self.last = Some(at);
         let model = model_of(at.run.0, at.round);
-        self.step(Input::Invited { at, job: job(""), model, deadline: self.now.plus_seconds(600) });
+        let job = job(if self.masks { MASKS } else { "" });
+        let deadline = self.now.plus_seconds(600);
+        self.step(Input::Invited { at, job, model, deadline, support: None });
     }
 
     fn make(&mut self, next: &Move) {
@@ -595,9 +782,10 @@ impl World {
                 self.make(&Move::Repeat);
             }
             Move::Restart => {
-                let kept = self.disk.clone();
-                let (disk, last, now) = (self.disk.clone(), self.last, self.now);
-                *self = World { disk, last, now, ..World::new() };
+                // Keys go with the process, and so do bytes that they masked.
+                let kept = if self.masks { BTreeMap::new() } else { self.disk.clone() };
+                let (disk, last, now, masked) = (kept.clone(), self.last, self.now, self.masked.clone());
+                *self = World { disk, last, now, masked, ..World::new(self.masks) };
                 self.machine = NodeMachine::new(Arc::new(profile()), counts(), kept);
                 self.step(Input::Connected);
                 self.make(&Move::Repeat);
@@ -618,6 +806,20 @@ impl World {
     fn answer(&mut self, which: u8, well: bool) {
         let failure = || Failure { reason: Reason::Training, detail: "failed".into() };
         let line = || "failed".to_owned();
+        if which == 4 {
+            match self.session {
+                Some((at, false)) if well => {
+                    self.session = Some((at, true));
+                    self.step(Input::Keyed { at });
+                }
+                Some((at, _)) if !well => {
+                    self.session = None;
+                    self.step(Input::SessionFailed { at, failure: failure() });
+                }
+                _ => {}
+            }
+            return;
+        }
         if which == 0
             && let Some(model) = self.fetch.take()
         {
@@ -632,10 +834,11 @@ impl World {
         } else if let Some(key) = self.training.take() {
             self.step(if well { trained(key) } else { Input::Trained { key, result: Err(failure()) } });
         } else if let Some(key) = self.storing.take() {
+            let kept = Kept { masked: self.masks, ..kept(key) };
             if well {
-                self.disk.insert(key, kept(key));
+                self.disk.insert(key, kept);
             }
-            self.step(Input::Stored { key, result: if well { Ok(kept(key)) } else { Err(line()) } });
+            self.step(Input::Stored { key, result: if well { Ok(kept) } else { Err(line()) } });
         } else if let Some(key) = self.evaluating.take() {
             self.step(Input::Evaluated { key, result: if well { Ok(metrics()) } else { Err(failure()) } });
         }
@@ -646,13 +849,17 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
-    fn the_promises_hold_whatever_the_order(moves in moves()) {
-        let mut world = World::new();
+    fn the_promises_hold_whatever_the_order(moves in moves(), masks in any::<bool>()) {
+        let mut world = World::new(masks);
         for next in &moves {
             world.make(next);
         }
         for _ in 0..20 {
-            (0..3).for_each(|which| world.answer(which, true));
+            [0, 1, 2, 4].into_iter().for_each(|which| world.answer(which, true));
+        }
+        if let Some((at, _)) = world.session {
+            // Until the round is over there are masks to be taken off.
+            world.step(Input::Dismissed { at, reason: Dismissal::NotUsed });
         }
         prop_assert!(world.exited || world.open.is_empty(), "no end: {:?}", world.open);
         prop_assert!(world.exited || world.machine.is_idle());

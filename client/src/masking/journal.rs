@@ -14,7 +14,7 @@ use tributary_common::secagg::journal::{Upload, UploadJournal};
 use crate::store::write_whole;
 
 /// Its file, in the node's folder.
-pub const JOURNAL_FILE: &str = "masked.json";
+pub const JOURNAL_FILE: &str = "masked-uploads.json";
 
 /// Why something may not be masked or confirmed, or could not be written down. Each displays as one line.
 #[derive(Debug, thiserror::Error)]
@@ -85,10 +85,8 @@ impl MaskJournal {
     pub fn open(dir: &Path) -> Result<Self, JournalError> {
         let path = dir.join(JOURNAL_FILE);
         let content = match fs::read(&path) {
-            Ok(json) => serde_json::from_slice(&json).map_err(|error| JournalError::Damaged {
-                path: path.clone(),
-                problem: error.to_string(),
-            })?,
+            Ok(json) => serde_json::from_slice(&json)
+                .map_err(|error| JournalError::Damaged { path: path.clone(), problem: error.to_string() })?,
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => Content::default(),
             Err(cause) => return Err(JournalError::Disk { path, cause }),
         };
@@ -178,7 +176,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join(JOURNAL_FILE), "{").unwrap();
         let refused = MaskJournal::open(dir.path()).unwrap_err().to_string();
-        assert!(refused.contains("masked.json: is damaged"), "{refused}");
+        assert!(refused.contains("masked-uploads.json: is damaged"), "{refused}");
     }
 
     #[test]

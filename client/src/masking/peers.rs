@@ -108,8 +108,11 @@ pub fn fingerprint(identity: &PublicKey) -> String {
 /// # Errors
 /// [`PeersError::Fingerprint`], for bytes that are no point of the curve too: half of what was misread is none.
 pub fn read_fingerprint(text: &str) -> Result<PublicKey, PeersError> {
-    let digits: String =
-        text.chars().filter(|digit| !matches!(digit, ' ' | ':' | '-')).map(|d| d.to_ascii_lowercase()).collect();
+    let digits: String = text
+        .chars()
+        .filter(|digit| !matches!(digit, ' ' | ':' | '-'))
+        .map(|d| d.to_ascii_lowercase())
+        .collect();
     let identity: Option<Hex<32>> = digits.parse().ok();
     identity
         .filter(|identity| VerifyingKey::from_bytes(&identity.0).is_ok_and(|key| !key.is_weak()))
@@ -167,7 +170,7 @@ mod tests {
         assert_eq!(seen(&load(dir.path()).unwrap()), [("01".repeat(16), other)]);
         assert!(change(dir.path(), |peers| peers.unpin(&name)).unwrap());
         assert!(load(dir.path()).unwrap().has_no_pins());
-        fs::write(dir.path().join(PEERS_FILE), "[]").unwrap();
+        fs::write(dir.path().join(PEERS_FILE), "{").unwrap();
         assert!(load(dir.path()).unwrap_err().to_string().contains("peers.json: is damaged"));
         assert!(matches!(change(dir.path(), |_| ()), Err(PeersError::Damaged { .. })));
     }

@@ -126,7 +126,8 @@ async fn a_restarted_node_sends_the_bytes_that_it_kept() {
     let key = RoundKey { run: RunId(7), round: 1 };
     let delta = vec![0.25; 7850];
     let folder = Folder::open(test.dir.path()).unwrap();
-    folder.keep(key, test.model, &delta, 39, false, Time(1)).unwrap();
+    let facts = Facts { model: test.model, examples: 39, private: false, masked: false };
+    folder.keep_values(key, facts, &delta, Time(1)).unwrap();
     drop(folder);
     let script = vec![welcome(15), Step::Hear, test.invite(1), Step::AwaitUpload, goodbye()];
     assert!(test.run(script, std::future::pending()).await.is_err());

@@ -7,7 +7,7 @@
 //! DIR/outbox/RUN-ROUND.metrics        a run's last noised metrics
 //! DIR/residuals/RUN.{current,pending} what updates left out: see `residuals`
 //! DIR/ledger.jsonl …                the privacy ledger: see `account`
-//! DIR/peers.json  masked.json …     other nodes' identities, and what was masked: see `masking`
+//! DIR/peers.json  masked-uploads.json …  other nodes and what was masked: see `masking`
 //! ```
 //!
 //! Files appear whole or not at all: written beside their place, flushed, and renamed.
@@ -93,8 +93,7 @@ impl Folder {
     /// # Errors
     /// [`FolderError::Locked`] while another process uses it.
     pub fn open(dir: &Path) -> Result<Self, FolderError> {
-        let (incoming, outbox, residuals) =
-            (dir.join("incoming"), dir.join("outbox"), dir.join("residuals"));
+        let (incoming, outbox, residuals) = (dir.join("incoming"), dir.join("outbox"), dir.join("residuals"));
         for folder in [dir, &incoming, &outbox, &residuals] {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(at(folder))?;
         }

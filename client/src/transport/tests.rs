@@ -13,7 +13,7 @@ use tributary_proto::coordinator::node_message::Message as FromNode;
 use super::fake::{Fake, Step, welcome};
 use super::*;
 use crate::machine::{Attempt, Input, Kept, Role, RoundKey};
-use crate::store::Folder;
+use crate::store::{Facts, Folder};
 
 const MIB: u64 = CHUNK_BYTES as u64;
 
@@ -83,7 +83,8 @@ async fn send(fake: &Fake) -> Result<(), String> {
     let dir = tempfile::tempdir().unwrap();
     let folder = Folder::open(dir.path()).unwrap();
     let at = Attempt { run: RunId(1), round: 2, attempt: 3 };
-    let kept = folder.keep(at.key(), Digest::of(b"model"), &values(), 7, false, Time(0)).unwrap();
+    let facts = Facts { model: Digest::of(b"model"), examples: 7, private: false, masked: false };
+    let kept = folder.keep_values(at.key(), facts, &values(), Time(0)).unwrap();
     let dialer = fake.serve().await;
     upload(&dialer, &folder.update_path(at.key()), at, &kept).await
 }
@@ -130,6 +131,7 @@ async fn a_file_that_became_shorter_ends_the_upload() {
         bytes: bytes().len() as u64,
         examples: 1,
         private: false,
+        masked: false,
         stored: Time(0),
     };
     let error = upload(&dialer, &path, at, &kept).await.unwrap_err();
@@ -157,6 +159,7 @@ async fn ends(script: Vec<Step>) -> String {
             LinkEvent::Down { reason, .. } => return format!("down: {reason}"),
             LinkEvent::Up { .. } | LinkEvent::Ledger(_) => {}
             LinkEvent::Message(input) => panic!("{input:?}"),
+            LinkEvent::Masking { at, message } => panic!("{at}: {message:?}"),
         }
     }
 }
@@ -208,6 +211,8 @@ async fn a_broken_stream_comes_back_and_messages_go_both_ways() {
     let invite = |job_toml: &str| {
         let (job_toml, model) = (job_toml.to_owned(), model.clone());
         let deadline_milliseconds = 5000;
+        // As positions of a support: opaque here.
+        let support = if job_toml == job { vec![1, 2, 3] } else { Vec::new() };
         Step::Say(Message::Invite(wire::Invite {
             run: 7,
             round: 2,
@@ -215,12 +220,13 @@ async fn a_broken_stream_comes_back_and_messages_go_both_ways() {
             job_toml,
             model,
             deadline_milliseconds,
-            support: Vec::new(),
+            support,
         }))
     };
     let dismiss =
         wire::Dismiss { run: 7, round: 2, attempt: 1, reason: wire::DismissReason::Published.into() };
     let evaluate = wire::Evaluate { run: 7, round: 2, job_toml: job.into(), model: model.clone() };
+    let masking = wire::Masking { run: 7, round: 2, attempt: 1, message: vec![7, 14] };
     let fake = Fake::default();
     let first = vec![welcome(15), Step::Hear, Step::End];
     let second = vec![
@@ -230,6 +236,8 @@ async fn a_broken_stream_comes_back_and_messages_go_both_ways() {
         invite("rounds = 1"),
         Step::Say(Message::Dismiss(dismiss)),
         Step::Say(Message::Evaluate(evaluate)),
+        Step::Say(Message::Masking(masking.clone())),
+        Step::Hear,
         Step::Hear,
     ];
     let mut link = link(&fake, [first, second]).await;
@@ -244,13 +252,21 @@ async fn a_broken_stream_comes_back_and_messages_go_both_ways() {
         }
     }
     let at = Attempt { run: RunId(7), round: 2, attempt: 1 };
-    assert!(matches!(&inputs[0], Input::Invited { at: a, job: Ok(job), .. } if *a == at && job.name == "j"));
-    assert!(matches!(&inputs[1], Input::Invited { job: Err(line), .. } if line.contains("missing field")));
+    assert!(matches!(&inputs[0], Input::Invited { at: a, job: Ok(job), support: Some(support), .. }
+        if *a == at && job.name == "j" && **support == [1, 2, 3]));
+    assert!(
+        matches!(&inputs[1], Input::Invited { job: Err(line), support: None, .. } if line.contains("missing field"))
+    );
     assert!(matches!(&inputs[2], Input::Dismissed { at: a, .. } if *a == at));
     let key = RoundKey { run: RunId(7), round: 2 };
     assert!(matches!(&inputs[3], Input::EvaluationAsked { key: k, job: Ok(_), .. } if *k == key));
+    let LinkEvent::Masking { at: of, message } = next(&mut link).await else {
+        panic!("no session's message")
+    };
+    assert_eq!((of, message), (at, vec![7, 14]));
     let decline = wire::Decline { run: 7, round: 2, attempt: 1, reason: wire::Reason::Busy.into() };
     link.send(FromNode::Decline(decline));
+    link.send(FromNode::Masking(masking.clone()));
     link.close().await;
     let heard = fake.state().heard.clone();
     let hello = FromNode::Hello(wire::Hello {
@@ -260,7 +276,7 @@ async fn a_broken_stream_comes_back_and_messages_go_both_ways() {
         node: "clinic".into(),
         role: wire::Role::Trainer.into(),
     });
-    assert_eq!(heard, [hello.clone(), hello, FromNode::Decline(decline)]);
+    assert_eq!(heard, [hello.clone(), hello, FromNode::Decline(decline), FromNode::Masking(masking)]);
 }
 
 use tonic::Status;

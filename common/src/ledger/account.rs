@@ -22,7 +22,7 @@ use super::record::{
 };
 use crate::digest::Digest;
 use crate::ids::NodeName;
-use crate::privacy::accounting::filter::{Cap, FilterError, default_order};
+use crate::privacy::accounting::filter::{self, Cap, FilterError, default_order};
 use crate::privacy::accounting::rdp;
 use crate::privacy::{Adjacency, Event, Unit};
 use crate::record::one_line;
@@ -438,7 +438,8 @@ impl Job {
 /// differ by one row are each that far from zero and so up to twice as far from each other: to an account of
 /// rows the sensitivity is double. That is exact for an unsampled sum; client-level sums are not sampled. A
 /// group's guarantee is sampled and says nothing as simple of a part of the group: the account must have the
-/// job's unit.
+/// job's unit. Noise in shares is no other: what two clipped vectors differ by is a vector of integers too, of up to twice
+/// the norm.
 fn felt(account: Unit, job: Unit, events: &[Event]) -> Option<Vec<Event>> {
     if account == job {
         return Some(events.to_vec());
@@ -448,9 +449,10 @@ fn felt(account: Unit, job: Unit, events: &[Event]) -> Option<Vec<Event>> {
     (job == Unit::Client && unsampled).then(|| events.iter().map(twice).collect())
 }
 
-/// What one round costs an account: Rényi divergence at its order.
+/// What one round costs an account: Rényi divergence at its order, and in the same unit what it pays into delta besides.
 fn round_cost(account: &Account, job: Unit, events: &[Event]) -> Option<f64> {
-    felt(account.unit, job, events).map(|events| rdp::composed(&events, account.order))
+    let cost = |events: Vec<Event>| filter::cost(&events, account.order, account.delta, account.cap);
+    felt(account.unit, job, events).map(cost)
 }
 
 /// All accounts of one node. Two are equal if they were replayed from the same records.

@@ -20,7 +20,7 @@ use crate::digest::Digest;
 use crate::ids::{NodeName, RunId};
 use crate::limits::{COHORT_MEMBERS, REASON_BYTES, ROUNDS};
 use crate::privacy::accounting::{Basis, Guarantee};
-use crate::privacy::{Adjacency, Event, Unit};
+use crate::privacy::{Adjacency, Event, Noise, SkellamShares, Unit};
 use crate::time::Time;
 
 /// Longest line of a ledger, in bytes: a published round of the largest cohort fits.
@@ -29,6 +29,8 @@ pub const LINE_BYTES: usize = 32 << 20;
 pub const EVENTS: usize = 16;
 /// Longest name of a mechanism, in bytes.
 pub const MECHANISM_BYTES: usize = 63;
+/// How far noise may be from the sum of its shares, as a part of the variance: errors of arithmetic.
+const SHARES_TOLERANCE: f64 = 1e-9;
 /// Most accounts that a record lists.
 pub const ACCOUNTS: usize = 1024;
 
@@ -587,12 +589,31 @@ fn check_events(events: &[Event]) -> Result<(), &'static str> {
     let positive = |value: f64| value.is_finite() && value > 0.0;
     let sound = |event: &Event| {
         let rate = positive(event.sampling_rate) && event.sampling_rate <= 1.0;
-        rate && positive(event.sensitivity) && positive(event.noise_standard_deviation) && event.count > 0
+        let numbers = positive(event.sensitivity) && positive(event.noise_standard_deviation);
+        let shares = match &event.noise {
+            Noise::Gaussian | Noise::DiscreteGaussian => true,
+            Noise::Skellam(shares) => shares_are_sound(shares, event.noise_standard_deviation),
+        };
+        rate && numbers && shares && event.count > 0
     };
     if events.len() > EVENTS {
         return Err("there are more than 16 events");
     }
     if events.iter().all(sound) { Ok(()) } else { Err("an event has a number outside its range") }
+}
+
+/// Checks that an accountant can compute with noise in shares, and that they make up the `deviation` that is accounted for.
+fn shares_are_sound(noise: &SkellamShares, deviation: f64) -> bool {
+    let positive = |value: f64| value.is_finite() && value > 0.0;
+    let part = |value: f64| (0.0..1.0).contains(&value);
+    let variance = f64::from(noise.honest()) * noise.share_variance;
+    let sum = deviation * deviation;
+    noise.colluders < noise.survivors
+        && noise.dimension > 0
+        && [noise.share_variance, noise.scale, noise.clip_norm].into_iter().all(positive)
+        && part(noise.rounding_failure)
+        && part(noise.sampler_distance)
+        && (sum - variance).abs() <= SHARES_TOLERANCE * variance
 }
 
 /// Why a line is not a record.

@@ -53,9 +53,11 @@ pub enum Noise {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SkellamShares {
-    /// Shares that count: the fewest survivors with which a sum is released, less the colluders among them; from 1.
-    pub shares: u32,
-    /// Variance of one share per coordinate. The event's standard deviation is the root of `shares` times it.
+    /// Fewest survivors with which a sum is released.
+    pub survivors: u32,
+    /// How many of them may be dishonest, fewer than all: their shares do not count.
+    pub colluders: u32,
+    /// Variance of one share per coordinate. The event's standard deviation is the root of it times the shares that count.
     pub share_variance: f64,
     /// Coordinates, padding included. The sum of magnitudes that one unit adds follows from it and the sensitivity.
     pub dimension: u32,
@@ -86,6 +88,13 @@ pub struct Event {
     pub count: u64,
 }
 
+impl SkellamShares {
+    /// Shares that count: those of honest survivors.
+    pub fn honest(&self) -> u32 {
+        self.survivors.saturating_sub(self.colluders)
+    }
+}
+
 impl Event {
     /// Gaussian noise of `noise_multiplier` times a sensitivity of one.
     pub fn gaussian(sampling_rate: f64, noise_multiplier: f64, count: u64) -> Self {
@@ -103,7 +112,7 @@ impl Event {
     pub fn alone(self) -> Self {
         let Noise::Skellam(shares) = self.noise else { return self };
         Self {
-            noise: Noise::Skellam(SkellamShares { shares: 1, ..shares }),
+            noise: Noise::Skellam(SkellamShares { colluders: shares.survivors.saturating_sub(1), ..shares }),
             noise_standard_deviation: shares.share_variance.sqrt(),
             ..self
         }

@@ -4,6 +4,17 @@
 //! sum wraps: n·Q ≤ 2^(b−1) − 1 ([`Width::of_sum`]). In memory an integer has a lane of 16, 32 or 64 bits, of which the
 //! low b bits count: 2^b divides 2^lane, so what happens above them does not matter. On the wire it has b bits.
 
+/// Runs the same expression for each size of lanes.
+macro_rules! each_lane {
+    ($lanes:expr, $name:ident => $body:expr) => {
+        match $lanes {
+            Lanes::U16($name) => $body,
+            Lanes::U32($name) => $body,
+            Lanes::U64($name) => $body,
+        }
+    };
+}
+
 mod fixed;
 mod packing;
 #[cfg(test)]
@@ -14,7 +25,7 @@ use std::num::NonZeroUsize;
 use super::keys::{MaskKey, Sign};
 use super::mask::{self, Backend, MaskError};
 
-pub use fixed::{Encoded, Fixed, Weight};
+pub use fixed::{Encoded, Fixed, Upload, Weight};
 
 /// Why integers modulo 2^b cannot be made or read.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -235,17 +246,6 @@ enum Lanes {
     U64(Vec<u64>),
 }
 
-/// Runs the same expression for each size of lanes.
-macro_rules! each_lane {
-    ($lanes:expr, $name:ident => $body:expr) => {
-        match $lanes {
-            Lanes::U16($name) => $body,
-            Lanes::U32($name) => $body,
-            Lanes::U64($name) => $body,
-        }
-    };
-}
-
 /// A vector of integers modulo 2^b: a client's update, masked or not, or a sum of them. It has no `Debug`: an update
 /// that is not masked yet is private.
 #[derive(Clone)]
@@ -298,8 +298,9 @@ impl RingVector {
     /// # Errors
     /// [`RingError::TooLong`] if the bytes do not fit memory.
     pub fn pack(&self) -> Result<Vec<u8>, RingError> {
-        let bytes = self.width.packed_bytes(self.len())?;
-        Ok(each_lane!(&self.lanes, lanes => packing::pack(self.width, lanes, bytes)))
+        let mut packed = vec![0; self.width.packed_bytes(self.len())?];
+        each_lane!(&self.lanes, lanes => packing::pack(self.width, lanes, &mut packed));
+        Ok(packed)
     }
 
     /// Adds the integers of a packed vector; nothing if there is an error.

@@ -5,6 +5,7 @@ mod peers;
 mod privacy;
 mod probe;
 mod scale;
+mod secagg;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -33,6 +34,10 @@ pub(crate) fn run(repository: &Path, bench: &Bench) -> anyhow::Result<ExitCode> 
         }
         Bench::Peers(options) => return peers::run(repository, options),
         Bench::Privacy { python } => return privacy::run(repository, python.as_deref()),
+        Bench::Secagg(options) => {
+            libtorch::set_up(repository)?;
+            return secagg::run(repository, options);
+        }
         Bench::Scale(options) => scale::run(repository, options)?,
     }
     Ok(ExitCode::SUCCESS)

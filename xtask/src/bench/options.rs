@@ -16,6 +16,16 @@ pub(crate) enum Bench {
         /// Python with torch and opacus.
         python: Option<PathBuf>,
     },
+    Secagg(Secagg),
+}
+
+/// `bench secagg`.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Secagg {
+    /// Sizes of updates that are measured; none for the bench's own.
+    pub(crate) dimensions: Vec<String>,
+    /// Python with flwr.
+    pub(crate) python: Option<PathBuf>,
 }
 
 /// `bench peers`.
@@ -50,14 +60,15 @@ const MODELS: [&str; 2] = ["small-cnn", "2nn"];
 /// Parses the arguments after `bench`. The error is one line.
 pub(crate) fn parse(arguments: &[String]) -> Result<Bench, String> {
     let Some((name, rest)) = arguments.split_first() else {
-        return Err("`bench` needs peers, engine, privacy or scale".to_owned());
+        return Err("`bench` needs peers, engine, privacy, scale or secagg".to_owned());
     };
     match name.as_str() {
         "engine" => Ok(Bench::Engine { filter: rest.to_vec() }),
         "peers" => peers(rest),
         "privacy" => privacy(rest),
         "scale" => scale(rest),
-        other => Err(format!("`bench` takes peers, engine, privacy or scale, not `{other}`")),
+        "secagg" => secagg(rest),
+        other => Err(format!("`bench` takes peers, engine, privacy, scale or secagg, not `{other}`")),
     }
 }
 
@@ -107,6 +118,19 @@ fn privacy(arguments: &[String]) -> Result<Bench, String> {
     Ok(Bench::Privacy { python })
 }
 
+fn secagg(arguments: &[String]) -> Result<Bench, String> {
+    let mut secagg = Secagg { dimensions: Vec::new(), python: None };
+    each(arguments, |name, value| {
+        match name {
+            "--dimension" => secagg.dimensions.push(number(name, value, 1)?.to_string()),
+            "--python" => secagg.python = Some(value.into()),
+            other => return Err(format!("`bench secagg` does not know `{other}`")),
+        }
+        Ok(())
+    })?;
+    Ok(Bench::Secagg(secagg))
+}
+
 /// Calls `take` with each `--name value` or `--name=value`.
 fn each(arguments: &[String], mut take: impl FnMut(&str, &str) -> Result<(), String>) -> Result<(), String> {
     let mut rest = arguments.iter();
@@ -142,12 +166,16 @@ mod tests {
         assert_eq!((peers.repeats, peers.rounds, peers.models.len()), (3, 8, 2));
         let Ok(Bench::Scale(scale)) = parsed("scale --model mcmahan-cnn --largest 1000") else { panic!() };
         assert_eq!((scale.model.as_str(), scale.largest), ("mcmahan-cnn", 1000));
+        let Ok(Bench::Secagg(secagg)) = parsed("secagg --dimension 100000 --dimension=5 --python p") else {
+            panic!()
+        };
+        assert_eq!((secagg.dimensions, secagg.python), (vec!["100000".into(), "5".into()], Some("p".into())));
     }
 
     #[test]
     fn what_is_not_understood_is_named() {
         for (line, named) in [
-            ("", "needs peers, engine, privacy or scale"),
+            ("", "needs peers, engine, privacy, scale or secagg"),
             ("privacy --rounds 3", "`--rounds`"),
             ("all", "`all`"),
             ("peers --rounds 2", "a number from 3, not `2`"),
@@ -155,6 +183,8 @@ mod tests {
             ("peers --model resnet", "small-cnn, 2nn, not `resnet`"),
             ("peers --fast 1", "`--fast`"),
             ("scale --largest x", "not `x`"),
+            ("secagg --dimension 0", "a number from 1, not `0`"),
+            ("secagg --fast 1", "`--fast`"),
         ] {
             let message = parsed(line).unwrap_err();
             assert!(message.contains(named), "{line}: {message}");

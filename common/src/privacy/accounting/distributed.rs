@@ -202,13 +202,13 @@ pub(super) fn sampled_symmetric(unsampled: impl Fn(u32) -> f64, order: u32, rate
 impl Event {
     /// The shares of noise in an event, for their accountant; `None` for noise that one party adds.
     pub fn shares(&self) -> Option<Shares> {
-        let Noise::Skellam(SkellamShares { shares, dimension, .. }) = self.noise else { return None };
+        let Noise::Skellam(shares) = self.noise else { return None };
         Some(Shares {
             noise: ShareNoise::Skellam,
-            honest: shares,
-            share_standard_deviation: self.noise_standard_deviation / f64::from(shares).sqrt(),
+            honest: shares.honest(),
+            share_standard_deviation: self.noise_standard_deviation / f64::from(shares.honest()).sqrt(),
             sensitivity: self.sensitivity,
-            dimension: dimension as usize,
+            dimension: shares.dimension as usize,
         })
     }
 }

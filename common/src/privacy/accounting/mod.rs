@@ -206,7 +206,7 @@ pub fn noise_multiplier_for(
 /// The smallest noise in `range`, to [`NOISE_PRECISION`] and from above, whose figure is at most `target`; `at` falls.
 ///
 /// Regula falsi (Illinois) in ln of both, kept inside by bisection.
-fn least(range: (f64, f64), target: f64, at: impl Fn(f64) -> f64) -> Option<f64> {
+pub(super) fn least(range: (f64, f64), target: f64, at: impl Fn(f64) -> f64) -> Option<f64> {
     let height = |noise: f64| at(noise).clamp(1e-12, 1e12).ln() - target.ln();
     let (mut low, mut high) = (range.0.ln(), range.1.ln());
     let mut at_low = height(range.0);

@@ -125,6 +125,12 @@ pub enum PlanError {
         /// Bits that there are.
         bits: u32,
     },
+    /// No noise is enough.
+    #[error("noise in shares: no noise multiplier up to 10^4 gives epsilon {target}")]
+    OutOfReach {
+        /// The target.
+        target: f64,
+    },
     /// The shares are too wide.
     #[error(
         "noise in shares: a share of {0:.3e} grid steps is out of the sampler's range, 2^-8 to 2^16; change the scale"
@@ -314,20 +320,21 @@ impl Plan {
 
     /// What `count` rounds do to one unit, each over a Poisson sample of rate `sampling_rate` (client level: 1).
     pub fn event(&self, sampling_rate: f64, count: u64) -> Event {
-        let shares = self.requirements.honest();
+        let Requirements { fewest_survivors: survivors, colluders, clip_norm, .. } = self.requirements;
         Event {
             noise: Noise::Skellam(SkellamShares {
-                shares,
+                survivors,
+                colluders,
                 share_variance: self.share_variance,
                 dimension: u32::try_from(self.padded).unwrap_or(u32::MAX),
                 scale: self.scale,
-                clip_norm: self.requirements.clip_norm,
+                clip_norm,
                 rounding_failure: self.rounding_failure,
                 sampler_distance: self.sampler_distance,
             }),
             sampling_rate,
             sensitivity: self.sensitivity,
-            noise_standard_deviation: (f64::from(shares) * self.share_variance).sqrt(),
+            noise_standard_deviation: (f64::from(self.requirements.honest()) * self.share_variance).sqrt(),
             count,
         }
     }

@@ -4,7 +4,7 @@
 //! SP 800-38A yields it; its word `j` is the little-endian lane `j`. Word and block numbers count from the start of the
 //! segment, so any part of a segment can be masked on its own.
 //!
-//! The kernels for processors with AES instructions are in [`x86`], the one module here that is allowed `unsafe`. All
+//! The kernels for processors with AES instructions are in `x86`, the one module here that is allowed `unsafe`. All
 //! of them give the bits of the portable twin, which is the crate `aes`. Each key's stream is added to a part of the
 //! lanes that stays in the first cache while all keys take their turn: a mask is never written to memory.
 
@@ -28,7 +28,7 @@ const BLOCK: usize = 16;
 pub const STREAM_BYTES: u64 = (1 << 32) * BLOCK as u64;
 /// Bytes of the part of the lanes that all keys pass over in turn: a third of a first cache of 48 KiB, half of one of
 /// 32 KiB.
-const PART: usize = 16 * 1024;
+pub(super) const PART: usize = 16 * 1024;
 
 /// Why a mask cannot be applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -209,12 +209,31 @@ pub fn apply<L: Lane>(
     Ok(())
 }
 
+/// All masks of one segment, ready to be applied to any part of it.
+pub(super) struct Masks(Vec<(Prepared, Operation)>);
+
+impl Masks {
+    pub(super) fn new<'a>(backend: Backend, terms: impl IntoIterator<Item = (&'a MaskKey, Sign)>) -> Self {
+        Self(terms.into_iter().map(|(key, sign)| (backend.prepare(key), sign.into())).collect())
+    }
+
+    /// To the lanes from lane `offset` on; best no more than [`PART`] bytes at a time.
+    ///
+    /// # Errors
+    /// [`MaskError::TooLong`] beyond lane 2^36 / lane bytes.
+    pub(super) fn apply<L: Lane>(&self, lanes: &mut [L], offset: u64) -> Result<(), MaskError> {
+        check::<L>(offset, lanes.len())?;
+        self.0.iter().for_each(|(key, operation)| key.lanes(*operation, offset, lanes));
+        Ok(())
+    }
+}
+
 /// Applies all masks of one segment to its lanes, on up to `threads` threads, modulo 2^lane.
 ///
 /// The result does not depend on the back end, on the number of threads or on the order of `terms`.
 ///
 /// # Errors
-/// [`MaskError::TooLong`] for more lanes than 2^36 / lane bytes.
+/// [`MaskError::TooLong`] for more lanes than 2^36 / lane bytes. No lane has changed then.
 pub fn apply_all<'a, L: Lane>(
     backend: Backend,
     lanes: &mut [L],
@@ -222,35 +241,25 @@ pub fn apply_all<'a, L: Lane>(
     threads: NonZeroUsize,
 ) -> Result<(), MaskError> {
     check::<L>(0, lanes.len())?;
-    let terms: Vec<(Prepared, Operation)> =
-        terms.into_iter().map(|(key, sign)| (backend.prepare(key), sign.into())).collect();
+    let masks = Masks::new(backend, terms);
     let part = PART / L::BYTES;
-    let pass = |at: usize, lanes: &mut [L]| {
-        let offset = at as u64 * part as u64;
-        terms.iter().for_each(|(key, operation)| key.lanes(*operation, offset, lanes));
-    };
     let parts = lanes.len().div_ceil(part);
-    if threads.get().min(parts) <= 1 {
-        lanes.chunks_mut(part).enumerate().for_each(|(at, lanes)| pass(at, lanes));
-        return Ok(());
-    }
     // Threads take part after part, so that one which is held up does not hold up all. A part is microseconds of work
     // for each key, and the lock is held for the step of an iterator.
-    let queue = Mutex::new(lanes.chunks_mut(part).enumerate());
-    let work = || {
+    let queue = Mutex::new(lanes.chunks_mut(part).zip((0u64..).step_by(part)));
+    let work = || -> Result<(), MaskError> {
         loop {
             let next = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
-            let Some((at, lanes)) = next else { break };
-            pass(at, lanes);
+            let Some((lanes, offset)) = next else { return Ok(()) };
+            masks.apply(lanes, offset)?;
         }
     };
     thread::scope(|scope| {
         for _ in 1..threads.get().min(parts) {
             scope.spawn(work);
         }
-        work();
-    });
-    Ok(())
+        work()
+    })
 }
 
 /// A fast stream of random words: a key stream whose key comes from a generator of the caller's choice.

@@ -1,9 +1,10 @@
 //! Updates as integers, by stochastic rounding to fixed point, and sums as updates again.
 
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
-use super::super::mask::{KeyStream, Vectorised, vectorised};
-use super::{Lane, Lanes, RingError, RingVector, Width};
+use super::super::keys::{MaskKey, Sign};
+use super::super::mask::{self, Backend, KeyStream, Masks, Vectorised, vectorised};
+use super::{Lane, Lanes, RingError, RingVector, Width, packing};
 
 /// Coordinates whose coins are drawn at a time.
 const PART: usize = 2048;
@@ -50,6 +51,14 @@ impl Weight {
 pub struct Encoded {
     /// The integers, from −Q to Q.
     pub vector: RingVector,
+    /// How many coordinates lay outside of ± `coordinate_limit` and were brought there.
+    pub clipped: usize,
+}
+
+/// A client's update as it travels.
+pub struct Upload {
+    /// The masked integers, packed as [`RingVector::pack`] does.
+    pub packed: Vec<u8>,
     /// How many coordinates lay outside of ± `coordinate_limit` and were brought there.
     pub clipped: usize,
 }
@@ -122,37 +131,50 @@ impl Fixed {
     ) -> Result<Encoded, RingError> {
         width.check_sum(1, u64::from(self.bound))?;
         let mut vector = RingVector::zeros(width, values.len());
-        let clipped = match &mut vector.lanes {
-            Lanes::U16(lanes) => self.encode_into(values, weight, coins, lanes)?,
-            Lanes::U32(lanes) => self.encode_into(values, weight, coins, lanes)?,
-            Lanes::U64(lanes) => self.encode_into(values, weight, coins, lanes)?,
-        };
-        Ok(Encoded { vector, clipped })
+        let mut rounding = Rounding::new(self, values, weight, coins);
+        each_lane!(&mut vector.lanes, lanes => {
+            lanes.chunks_mut(PART).try_for_each(|lanes| rounding.next(lanes))?;
+        });
+        Ok(Encoded { vector, clipped: rounding.clipped })
     }
 
-    fn encode_into<L: Lane>(
+    /// [`Fixed::encode`], [`RingVector::mask`] and [`RingVector::pack`] in one pass over the update, on one thread and
+    /// with the same bits. The integers themselves are never in memory but for a few thousand, which are wiped.
+    ///
+    /// # Errors
+    /// [`RingError`] as these.
+    pub fn encode_masked<'a>(
         &self,
+        width: Width,
         values: &[f32],
         weight: Weight,
         coins: &mut KeyStream,
-        lanes: &mut [L],
-    ) -> Result<usize, RingError> {
-        let scale = (self.scale() * f64::from(weight.parts) / f64::from(weight.most)) as f32;
-        // Exact: it has at most 22 bits.
-        let (limit, bound) = (self.coordinate_limit, self.bound as f32);
-        let mut words = Zeroizing::new([0; PART]);
-        let mut clipped = 0;
-        for (at, (values, lanes)) in values.chunks(PART).zip(lanes.chunks_mut(PART)).enumerate() {
-            let words = words.get_mut(..values.len()).unwrap_or_default();
-            coins.fill(words)?;
-            let rounded = vectorised(Round { values, coins: words, limit, scale, bound, lanes });
-            if rounded.strange > 0 {
-                let inside = values.iter().position(|value| !value.is_finite()).unwrap_or_default();
-                return Err(RingError::NotFinite(at * PART + inside));
-            }
-            clipped += rounded.clipped as usize;
+        terms: impl IntoIterator<Item = (&'a MaskKey, Sign)>,
+    ) -> Result<Upload, RingError> {
+        self.encode_masked_by(Backend::best(), width, values, weight, coins, terms)
+    }
+
+    /// The same by a given back end, whose choice changes no bit.
+    ///
+    /// # Errors
+    /// As [`Fixed::encode_masked`].
+    pub fn encode_masked_by<'a>(
+        &self,
+        backend: Backend,
+        width: Width,
+        values: &[f32],
+        weight: Weight,
+        coins: &mut KeyStream,
+        terms: impl IntoIterator<Item = (&'a MaskKey, Sign)>,
+    ) -> Result<Upload, RingError> {
+        width.check_sum(1, u64::from(self.bound))?;
+        let masks = Masks::new(backend, terms);
+        let rounding = Rounding::new(self, values, weight, coins);
+        match width.lane_bytes() {
+            2 => rounding.masked::<u16>(width, &masks),
+            4 => rounding.masked::<u32>(width, &masks),
+            _ => rounding.masked::<u64>(width, &masks),
         }
-        Ok(clipped)
     }
 
     /// The mean that a sum of integers stands for: each divided by s and by `divisor`, which is the sum of w/W of the
@@ -160,6 +182,61 @@ impl Fixed {
     pub fn decode(&self, sum: impl Iterator<Item = i64>, divisor: f64) -> impl Iterator<Item = f32> {
         let unit = 1.0 / (self.scale() * divisor);
         sum.map(move |value| (value as f64 * unit) as f32)
+    }
+}
+
+/// An update that is being rounded, part by part.
+struct Rounding<'a> {
+    values: &'a [f32],
+    limit: f32,
+    scale: f32,
+    bound: f32,
+    coins: &'a mut KeyStream,
+    words: Zeroizing<[u32; PART]>,
+    /// How many coordinates were rounded.
+    done: usize,
+    clipped: usize,
+}
+
+impl<'a> Rounding<'a> {
+    fn new(fixed: &Fixed, values: &'a [f32], weight: Weight, coins: &'a mut KeyStream) -> Self {
+        let scale = (fixed.scale() * f64::from(weight.parts) / f64::from(weight.most)) as f32;
+        // Exact: it has at most 22 bits.
+        let bound = fixed.bound as f32;
+        let words = Zeroizing::new([0; PART]);
+        Self { values, limit: fixed.coordinate_limit, scale, bound, coins, words, done: 0, clipped: 0 }
+    }
+
+    /// Rounds the next coordinates, as many as there are lanes and at most [`PART`].
+    fn next<L: Lane>(&mut self, lanes: &mut [L]) -> Result<(), RingError> {
+        let coins = self.words.get_mut(..lanes.len()).unwrap_or_default();
+        let (values, rest) = self.values.split_at(coins.len().min(self.values.len()));
+        self.coins.fill(coins)?;
+        let &mut Self { limit, scale, bound, .. } = self;
+        let rounded = vectorised(Round { values, coins, limit, scale, bound, lanes });
+        if rounded.strange > 0 {
+            let inside = values.iter().position(|value| !value.is_finite()).unwrap_or_default();
+            return Err(RingError::NotFinite(self.done + inside));
+        }
+        self.values = rest;
+        self.done += values.len();
+        self.clipped += rounded.clipped as usize;
+        Ok(())
+    }
+
+    /// Rounds, masks and packs the whole update.
+    fn masked<L: Lane + Zeroize>(mut self, width: Width, masks: &Masks) -> Result<Upload, RingError> {
+        let mut packed = vec![0; width.packed_bytes(self.values.len())?];
+        // As many lanes as masks pass over at a time; a multiple of what is packed at a time.
+        let mut lanes = Zeroizing::new(vec![L::default(); mask::PART / L::BYTES]);
+        for place in packed.chunks_mut(mask::PART / L::BYTES / 8 * width.bits() as usize) {
+            let Some(lanes) = lanes.get_mut(..self.values.len().min(mask::PART / L::BYTES)) else { break };
+            let offset = self.done as u64;
+            lanes.chunks_mut(PART).try_for_each(|lanes| self.next(lanes))?;
+            masks.apply(lanes, offset)?;
+            packing::pack(width, lanes, place);
+        }
+        Ok(Upload { packed, clipped: self.clipped })
     }
 }
 

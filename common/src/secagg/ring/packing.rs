@@ -24,9 +24,9 @@ pub(super) fn check(width: Width, coordinates: usize, packed: &[u8]) -> Result<(
     if u32::from(last) >> (8 - over) != 0 { Err(RingError::Trailing) } else { Ok(()) }
 }
 
-/// The packed form, which has `bytes` bytes.
-pub(super) fn pack<L: Lane>(width: Width, lanes: &[L], bytes: usize) -> Vec<u8> {
-    let mut packed = vec![0; bytes];
+/// Puts the packed form, which has as many bytes as `packed`, there. The next integers begin a new byte if there are a
+/// multiple of eight.
+pub(super) fn pack<L: Lane>(width: Width, lanes: &[L], packed: &mut [u8]) {
     let joined = 8 / L::BYTES;
     let unit = width.bits() * joined as u32;
     let (mut units, mut words) = ([0; UNITS], [0; WORDS]);
@@ -38,7 +38,6 @@ pub(super) fn pack<L: Lane>(width: Width, lanes: &[L], bytes: usize) -> Vec<u8> 
         units_to_words(unit, &units, &mut words);
         put(&words, place);
     }
-    packed
 }
 
 /// Adds packed integers, which [`check`] has seen, to lanes.

@@ -231,6 +231,34 @@ fn rounding_is_right_on_average() {
     }
 }
 
+/// In one pass or step by step, by any back end: the same bytes.
+#[test]
+fn one_pass_is_three_steps() {
+    let keys: Vec<MaskKey> = (0..5).map(|at| MaskKey { key: [at; 16], iv: [at + 9; 12] }).collect();
+    let terms = || keys.iter().zip([Sign::Add, Sign::Subtract, Sign::Subtract].into_iter().cycle());
+    let weight = Weight::new(3, 4).unwrap();
+    let fixed = Fixed::new(9, 0.5).unwrap();
+    for bits in [9, 15, 16, 17, 23, 32, 33, 50, 64] {
+        let width = width(bits);
+        for count in [0, 1, 9, 2047, 2048, 2049, 4096, 8192, 8193, 20_011] {
+            let values: Vec<f32> = (0..count).map(|at| (at as f32 * 0.7).sin()).collect();
+            let steps = fixed.encode(width, &values, weight, &mut coins(1)).unwrap();
+            let mut vector = steps.vector;
+            vector.mask(terms(), NonZeroUsize::MIN).unwrap();
+            for backend in Backend::available() {
+                let pass = fixed.encode_masked_by(backend, width, &values, weight, &mut coins(1), terms());
+                let pass = pass.unwrap();
+                assert!(pass.packed == vector.pack().unwrap(), "{bits} bits, {count}, {}", backend.name());
+                assert_eq!(pass.clipped, steps.clipped);
+            }
+        }
+    }
+    let mut strange = vec![0.25; 9000];
+    strange[8999] = f32::NAN;
+    let refused = fixed.encode_masked(width(16), &strange, weight, &mut coins(1), terms());
+    assert_eq!(refused.err(), Some(RingError::NotFinite(8999)));
+}
+
 #[test]
 fn sums_become_means() {
     let fixed = Fixed::new(16, 2.0).unwrap();

@@ -158,7 +158,8 @@ fn symmetric_noise_costs_less_than_the_general_bound() {
 
 fn event(deviation: f64, shares: u32, sensitivity: f64, sampling_rate: f64, count: u64) -> Event {
     let noise = SkellamShares {
-        shares,
+        survivors: shares + 1,
+        colluders: 1,
         share_variance: deviation * deviation,
         dimension: 4096,
         scale: sensitivity,
