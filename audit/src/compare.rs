@@ -14,7 +14,7 @@ use tributary_common::ledger::run::RunOpening;
 use tributary_common::ledger::verify::{State, Verified, Weight};
 use tributary_common::privacy::{Event, Unit};
 
-use crate::verify::Audited;
+use crate::verify::{Audited, alone};
 
 /// What two ledgers say of one run.
 #[derive(Debug)]
@@ -124,6 +124,12 @@ impl Comparison {
                 let grouped = (*unit, theirs) == (Unit::Group, Unit::Example);
                 if (*unit != theirs && !grouped) || *events != run.events {
                     self.findings.push("the two recorded different parameters for this run".to_owned());
+                }
+                if let Some((colluders, survivors, alone)) = alone(events, paid.rounds, *delta, *unit) {
+                    self.notes.push(format!(
+                        "epsilon {epsilon:.4} at delta {delta} is with at most {colluders} of {survivors} survivors \
+                         dishonest; {alone:.4} if all others are"
+                    ));
                 }
                 if (*epsilon, *delta) != (claim.epsilon, claim.delta) {
                     self.findings.push(format!(

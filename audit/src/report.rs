@@ -10,12 +10,12 @@ use plotters::prelude::*;
 use plotters::style::TRANSPARENT;
 use serde_json::{Value, json};
 use tributary_common::ledger::account::{NodeLedger, Reading};
-use tributary_common::ledger::record::{AccountId, Body, Hour, JobKey};
+use tributary_common::ledger::record::{AccountId, Body, Claim, Hour, JobKey};
 use tributary_common::ledger::verify::{State, Weight};
 use tributary_common::privacy::accounting::Basis;
-use tributary_common::privacy::{Adjacency, Event, Noise, Unit};
+use tributary_common::privacy::{Adjacency, Event, Noise, SkellamShares, Unit};
 
-use crate::verify::{Audited, LIMITS};
+use crate::verify::{Audited, LIMITS, alone};
 
 /// Stands for the page's own text colour until the picture is finished.
 const INK: RGBColor = RGBColor(0x7f, 0x7f, 0x7e);
@@ -58,18 +58,41 @@ fn basis_words(basis: Basis) -> String {
     }
 }
 
+/// A job's promise, and for noise in shares what is left of it if all others are dishonest.
+fn claim_words(claim: &Claim, events: &[Event], rounds: u32, unit: Unit) -> (String, Option<f64>) {
+    let alone = alone(events, rounds, claim.delta, unit);
+    let mut words = format!("epsilon {} at delta {:e}", epsilon_words(claim.epsilon), claim.delta);
+    if let Some((colluders, survivors, epsilon)) = alone {
+        words.push_str(&format!(
+            " with at most {colluders} of {survivors} survivors dishonest; {} if all others are",
+            epsilon_words(epsilon)
+        ));
+    }
+    (words, alone.map(|(_, _, epsilon)| epsilon))
+}
+
 fn event_words(event: &Event) -> String {
     let noise = match event.noise {
         Noise::Gaussian => "Gaussian noise",
         Noise::DiscreteGaussian => "discrete Gaussian noise",
-        Noise::Skellam(_) => "Skellam noise in shares",
+        Noise::Skellam(_) => "Skellam noise",
     };
     let sampled = match event.sampling_rate {
         rate if rate < 1.0 => format!("Poisson samples at rate {rate}"),
         _ => "everybody, unsampled".to_owned(),
     };
     let (deviation, sensitivity) = (event.noise_standard_deviation, event.sensitivity);
-    format!("{} × {noise} of {deviation} for sensitivity {sensitivity}, {sampled}", event.count)
+    let shares = match event.noise {
+        Noise::Gaussian | Noise::DiscreteGaussian => String::new(),
+        Noise::Skellam(SkellamShares { survivors, colluders, share_variance, scale, dimension, .. }) => {
+            let share = share_variance.sqrt();
+            format!(
+                " (grid steps, {scale:.4} per unit; {dimension} coordinates; shares of {share:.4} each, of {survivors} \
+                 survivors less {colluders} dishonest)"
+            )
+        }
+    };
+    format!("{} × {noise} of {deviation} for sensitivity {sensitivity}{shares}, {sampled}", event.count)
 }
 
 /// One run on one data set.
@@ -79,6 +102,8 @@ struct JobLine {
     coordinator: String,
     mechanism: String,
     claim: String,
+    /// For noise in shares: epsilon if all others are dishonest.
+    alone: Option<f64>,
     basis: String,
     events: String,
     reserved: u32,
@@ -111,6 +136,8 @@ struct RunPage {
     coordinator: String,
     run: String,
     claim: String,
+    /// For noise in shares: epsilon if all others are dishonest.
+    alone: Option<f64>,
     basis: String,
     unit: String,
     events: String,
@@ -187,8 +214,10 @@ impl Report {
 
     /// Everything in the report as a JSON object.
     pub fn to_json(&self) -> Value {
+        let alone = |alone: Option<f64>| alone.map(epsilon_json);
         let job = |job: &JobLine| {
             json!({
+                "epsilon_if_all_others_are_dishonest": alone(job.alone),
                 "run": job.run, "coordinator": job.coordinator, "mechanism": job.mechanism, "claim": job.claim,
                 "accountant": job.basis, "sampling_and_noise": job.events, "rounds_reserved": job.reserved,
                 "rounds_charged": job.charged, "state": job.state, "from": job.from.to_string(),
@@ -216,6 +245,7 @@ impl Report {
         };
         let run = |page: &RunPage| {
             json!({
+                "epsilon_if_all_others_are_dishonest": alone(page.alone),
                 "coordinator": page.coordinator, "run": page.run, "claim": page.claim, "accountant": page.basis,
                 "unit": page.unit, "sampling_and_noise": page.events, "rounds_planned": page.planned,
                 "rounds_published": page.published, "until": page.until.to_string(),
@@ -339,6 +369,7 @@ impl History {
             coordinator: key.coordinator.0.short(),
             mechanism: "none".to_owned(),
             claim: "none: epsilon ∞".to_owned(),
+            alone: None,
             basis: "none".to_owned(),
             events: "no noise".to_owned(),
             reserved: rounds,
@@ -348,10 +379,12 @@ impl History {
             until: hour,
         };
         match body {
-            Body::JobReserved { key, mechanism, rounds, events, claim, .. } => {
+            Body::JobReserved { key, unit, mechanism, rounds, events, claim, .. } => {
+                let (words, alone) = claim_words(claim, events, *rounds, *unit);
                 let job = JobLine {
                     mechanism: mechanism.clone(),
-                    claim: format!("epsilon {} at delta {:e}", epsilon_words(claim.epsilon), claim.delta),
+                    claim: words,
+                    alone,
                     basis: basis_words(claim.basis),
                     events: events.iter().map(event_words).collect::<Vec<_>>().join("; "),
                     ..line(key, *rounds)
@@ -427,12 +460,15 @@ fn run_page(audited: &Audited) -> Option<RunPage> {
         return None;
     };
     let run = ledger.run()?;
+    let promise = run.claim.as_ref().zip(run.unit);
+    let (claim, alone) = promise.map_or(("none: epsilon ∞".to_owned(), None), |(claim, unit)| {
+        claim_words(claim, &run.events, run.rounds, unit)
+    });
     Some(RunPage {
         coordinator: opening.name.to_string(),
         run: run.key.run.to_string(),
-        claim: run.claim.map_or("none: epsilon ∞".to_owned(), |claim| {
-            format!("epsilon {} at delta {:e}", epsilon_words(claim.epsilon), claim.delta)
-        }),
+        claim,
+        alone,
         basis: run.claim.map_or("none".to_owned(), |claim| basis_words(claim.basis)),
         unit: run.unit.map_or("nobody".to_owned(), |unit| {
             format!("{}; neighbours: {}", unit_words(unit), adjacency_words(unit.adjacency()))

@@ -7,6 +7,8 @@ use serde_json::{Value, json};
 use tributary_common::ledger::head::SignedHead;
 use tributary_common::ledger::record::{LedgerRole, PublicKey};
 use tributary_common::ledger::verify::{Knowledge, Remark, Verified, Weight, verify};
+use tributary_common::privacy::distributed::guarantees;
+use tributary_common::privacy::{Event, Noise, Unit};
 
 /// What the ledger cannot show, for every text that speaks of a verified one.
 pub const LIMITS: &str = "What a ledger cannot show: that the noise was really added (canaries and replays test that); \
@@ -46,6 +48,19 @@ pub fn audit(
         verified: verify(&text, &knowledge),
     };
     Ok(files.iter().zip(texts).map(audited).collect())
+}
+
+/// What is left of a promise over `rounds` rounds of `events` if every other participant is dishonest: the colluders and
+/// survivors that it was planned for, and the epsilon at `delta`. `None` where no noise is in shares.
+pub fn alone(events: &[Event], rounds: u32, delta: f64, unit: Unit) -> Option<(u32, u32, f64)> {
+    let shares = events.iter().find_map(|event| match event.noise {
+        Noise::Skellam(shares) => Some(shares),
+        Noise::Gaussian | Noise::DiscreteGaussian => None,
+    })?;
+    let times = |event: &Event| event.times(event.count.saturating_mul(u64::from(rounds)));
+    let all: Vec<Event> = events.iter().map(times).collect();
+    let (_, alone) = guarantees(&all, delta, unit).ok()?;
+    Some((shares.colluders, shares.survivors, alone.epsilon))
 }
 
 fn read(path: &Path) -> anyhow::Result<Vec<u8>> {

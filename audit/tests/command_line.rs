@@ -40,6 +40,79 @@ fn noise_inverts_epsilon() {
     assert!(audit(&format!("noise {RUN} --target-epsilon 3")).status.success());
 }
 
+/// The reference rows of dp_accounting 0.6.0 for noise in shares, as they are asked for on the command line.
+#[test]
+fn noise_in_shares_meets_the_reference() {
+    let Ok(folder) = std::env::var("TRIBUTARY_VECTORS") else {
+        eprintln!("SKIPPED: TRIBUTARY_VECTORS does not name the folder with dp_reference_distributed.csv");
+        return;
+    };
+    let text = std::fs::read_to_string(format!("{folder}/dp_reference_distributed.csv")).unwrap();
+    let mut rows = 0;
+    for line in text.lines().skip(1) {
+        let cells: Vec<&str> = line.split(',').collect();
+        let number = |at: usize| cells[at].parse::<f64>().unwrap();
+        let (clip, grid, local, clients) = (number(0), number(1), number(2), number(3));
+        let (rate, expected) = (number(6), number(12));
+        let multiplier = local * clients.sqrt() / clip;
+        let asked = format!(
+            "epsilon --mechanism skellam --unit {} --noise-multiplier {multiplier} --clip-norm {clip} --scale {} \
+             --dimension {} --survivors {clients} --sampling-rate {rate} --steps {} --delta {} --format json",
+            if rate == 1.0 { "client" } else { "example" },
+            1.0 / grid,
+            cells[4],
+            cells[7],
+            cells[8],
+        );
+        let object = json(&audit(&asked));
+        let found = object["epsilon"].as_f64().unwrap();
+        if rate == 1.0 {
+            // Where e^ε is 10¹⁸ even the sampler's distance of 10⁻²⁵ costs something.
+            let tolerance = if expected < 30.0 { 1e-7 } else { 1e-3 };
+            assert!((found / expected - 1.0).abs() < tolerance, "{line}: {found}");
+            assert_eq!(object["rdp"]["order"].as_f64(), Some(number(13)));
+        } else {
+            // The reference samples by the general bound; ours, for symmetric noise, is below it.
+            assert!(found < 1.01 * expected, "{line}: {found}");
+        }
+        let alone = object["shares"]["epsilon_if_all_others_are_dishonest"].as_f64().unwrap();
+        assert!(alone > found, "{line}");
+        rows += 1;
+    }
+    assert_eq!(rows, 12);
+}
+
+#[test]
+fn noise_in_shares_is_printed_with_both_figures_and_its_grid() {
+    let shares = "--mechanism skellam --dimension 26010 --survivors 7 --colluders 1";
+    let output = audit(&format!("epsilon {RUN} {shares} --noise-multiplier 1.6"));
+    let text = String::from_utf8(output.stdout).unwrap();
+    for part in [
+        "* rdp  epsilon 2.9",
+        "with at most 1 of 7 survivors dishonest; epsilon 17.",
+        "if all others are",
+        "26624 coordinates",
+        "share ",
+    ] {
+        assert!(text.contains(part), "{part:?} is not in {text}");
+    }
+    let object = json(&audit(&format!("noise {RUN} {shares} --target-epsilon 3 --format json")));
+    let epsilon = object["epsilon"].as_f64().unwrap();
+    assert!(epsilon <= 3.0 && epsilon > 2.999, "{object}");
+    assert!(object["pld"].is_null());
+    for bad in [
+        format!("epsilon {RUN} --mechanism skellam --noise-multiplier 1"),
+        format!("epsilon {RUN} {shares} --noise-multiplier 1 --colluders 7"),
+        format!("epsilon {RUN} {shares} --noise-multiplier 1 --accountant pld"),
+        format!("epsilon {RUN} {shares} --noise-multiplier 0"),
+        format!("noise {RUN} {shares} --target-epsilon 0.0001"),
+    ] {
+        let output = audit(&bad);
+        assert_eq!(output.status.code(), Some(2), "{bad}");
+        assert!(!output.stderr.is_empty() && output.stdout.is_empty(), "{bad}");
+    }
+}
+
 #[test]
 fn no_noise_is_no_number() {
     let object = json(&audit(&format!("epsilon {RUN} --noise-multiplier 0 --format json")));

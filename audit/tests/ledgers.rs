@@ -13,6 +13,7 @@ use tributary_common::ledger::head::{LedgerKey, View};
 use tributary_common::ledger::record::{AccountId, Claim, CoordinatorId, JobKey, Participant, Release};
 use tributary_common::ledger::run::RunOpening;
 use tributary_common::privacy::accounting::{self, Accountant};
+use tributary_common::privacy::distributed::{Level, Plan, Requirements, Scale, guarantees};
 use tributary_common::privacy::{Event, Unit};
 use tributary_common::time::Time;
 
@@ -29,12 +30,35 @@ fn promise() -> Promise {
     Promise { unit: Unit::Example, mechanism: "dp-sgd".into(), events, claim: Claim::from(&guarantee) }
 }
 
+/// The promise of three rounds with noise in shares.
+fn in_shares() -> Promise {
+    let plan = Plan::new(&Requirements {
+        level: Level::Example { batch_norm: 8.0 },
+        noise_multiplier: 1.6,
+        clip_norm: 1.0,
+        dimension: 300,
+        fewest_survivors: 4,
+        colluders: 1,
+        most_clients: 6,
+        scale: Scale::Inflation(0.01),
+    })
+    .unwrap();
+    let (all, unit) = ([plan.event(0.05, 3)], Unit::Example);
+    let guarantee = accounting::epsilon(&all, 1e-5, unit, Accountant::Best).unwrap();
+    let events = vec![plan.event(0.05, 1)];
+    Promise { unit, mechanism: "distributed".into(), events, claim: Claim::from(&guarantee) }
+}
+
 fn payload(round: u32) -> Digest {
     Digest::of(&round.to_be_bytes())
 }
 
 /// A node that worked for two rounds of three.
 fn node(name: &str, seed: u8) -> (NodeBook, AccountId) {
+    node_with(name, seed, promise())
+}
+
+fn node_with(name: &str, seed: u8, promise: Promise) -> (NodeBook, AccountId) {
     let mut book =
         NodeBook::in_memory(&name.parse().unwrap(), LedgerKey::from_seed([seed; 32]), NOW).unwrap();
     let dataset = Dataset {
@@ -49,7 +73,7 @@ fn node(name: &str, seed: u8) -> (NodeBook, AccountId) {
         disjoint_from: Vec::new(),
     };
     let account = book.open_account(&dataset, NOW).unwrap();
-    let request = JobRequest { key: run(), job: Digest::of(b"job"), rounds: 3, promise: Some(promise()) };
+    let request = JobRequest { key: run(), job: Digest::of(b"job"), rounds: 3, promise: Some(promise) };
     book.reserve_job(account, request, None, NOW).unwrap();
     for round in 1..=2 {
         book.charge_round(run(), round, None, NOW + 3_600_000 * u64::from(round)).unwrap();
@@ -60,9 +84,13 @@ fn node(name: &str, seed: u8) -> (NodeBook, AccountId) {
 }
 
 fn coordinator() -> RunBook {
+    coordinator_with(promise())
+}
+
+fn coordinator_with(promise: Promise) -> RunBook {
     let key = LedgerKey::from_seed([9; 32]);
     let mut book = RunBook::in_memory(&"coordinator".parse().unwrap(), key, NOW).unwrap();
-    let Promise { unit, mechanism, events, claim } = promise();
+    let Promise { unit, mechanism, events, claim } = promise;
     let opening = RunOpening {
         key: run(),
         job: Digest::of(b"job"),
@@ -178,6 +206,50 @@ fn compare_finds_what_the_coordinator_has_beyond_the_node() {
     assert!(text.contains("the coordinator's ledger: "), "{text}");
     let (code, text) = audit(dir.path(), "compare run.jsonl node.jsonl");
     assert_eq!(code, 2, "{text}");
+}
+
+/// Correction 18: verify, report and compare tell both figures of noise in shares.
+#[test]
+fn noise_in_shares_is_reported_with_both_figures() {
+    let dir = tempfile::tempdir().unwrap();
+    let (node, _) = node_with("st-mary", 1, in_shares());
+    let mut run_book = coordinator_with(in_shares());
+    run_book.publish_round(1, 1, Digest::of(b"model"), sent("st-mary", payload(1)), NOW).unwrap();
+    fs::write(dir.path().join("node.jsonl"), node.export().unwrap()).unwrap();
+    fs::write(dir.path().join("run.jsonl"), run_book.export().unwrap()).unwrap();
+    let all = [in_shares().events[0].times(3)];
+    let (planned, alone) = guarantees(&all, 1e-5, Unit::Example).unwrap();
+    let (planned, alone) = (planned.epsilon, alone.epsilon);
+    assert!(alone > 1.5 * planned);
+
+    let (code, text) = audit(dir.path(), "verify node.jsonl run.jsonl");
+    assert_eq!(code, 0, "{text}");
+    let told =
+        format!("epsilon {planned:.4} is claimed at delta 0.00001 with at most 1 of 4 survivors dishonest");
+    assert_eq!(text.matches(&told).count(), 2, "{text}");
+    assert_eq!(text.matches(&format!("own noise gives epsilon {alone:.4}")).count(), 2, "{text}");
+
+    let (code, text) = audit(dir.path(), "compare node.jsonl run.jsonl");
+    assert_eq!(code, 0, "{text}");
+    assert!(text.contains(&format!("survivors dishonest; {alone:.4} if all others are")), "{text}");
+
+    assert_eq!(audit(dir.path(), "report node.jsonl run.jsonl --out out").0, 0);
+    let read = |name: &str| fs::read_to_string(dir.path().join("out").join(name)).unwrap();
+    let page = read("report.html");
+    let claim =
+        format!("epsilon {planned:.3} at delta 1e-5 with at most 1 of 4 survivors dishonest; {alone:.3} if");
+    assert_eq!(page.matches(&claim).count(), 2, "{page}");
+    assert!(page.contains("Skellam noise of ") && page.contains("512 coordinates"));
+    let json: serde_json::Value = serde_json::from_str(&read("report.json")).unwrap();
+    let told = &json["accounts"][0]["jobs"][0]["epsilon_if_all_others_are_dishonest"];
+    assert!((told.as_f64().unwrap() - alone).abs() < 1e-9);
+
+    // Other shares are other parameters, however alike the noise that counts.
+    let mut other = in_shares();
+    other.events[0] = other.events[0].alone();
+    fs::write(dir.path().join("run.jsonl"), coordinator_with(other).export().unwrap()).unwrap();
+    let (code, text) = audit(dir.path(), "compare node.jsonl run.jsonl");
+    assert!(code == 1 && text.contains("different parameters"), "{text}");
 }
 
 /// Pitfall 14: an epsilon never stands without unit, neighbours, delta, sampling and accountant; corrections 12 and 16.

@@ -118,7 +118,7 @@ impl RoundSupport {
                 let sums: Vec<f32> = opened.values.iter().map(|value| *value as f32).collect();
                 state.advance(&sums, &mut lot)?;
             }
-            SupportState::SeededRandom(state) => state.advance(&mut lot),
+            SupportState::SeededRandom(state) => state.advance(&mut lot)?,
         }
         Ok(Self::of(state))
     }

@@ -820,6 +820,27 @@ mod tests {
              \"role\":\"node\",\"name\":\"st-mary\"},\
              \"hash\":\"3a50da5a2e61cadac534569310d158136a8d1601aff519b2501cc494a0afa012\"}"
         );
+        // Frozen too: noise that one party adds is a word, noise in shares an object.
+        let gaussian = "\"events\":[{\"noise\":\"gaussian\",\"sampling_rate\":0.05,\"sensitivity\":1.0,\
+             \"noise_standard_deviation\":1.6,\"count\":10}]";
+        assert!(second.line().contains(gaussian), "{}", second.line());
+        let noise = Noise::Skellam(SkellamShares {
+            survivors: 4,
+            colluders: 1,
+            share_variance: 3.0,
+            dimension: 32,
+            scale: 10.0,
+            clip_norm: 0.5,
+            rounding_failure: 0.0,
+            sampler_distance: 1e-30,
+        });
+        let event = Event { noise, sensitivity: 7.5, ..Event::gaussian(1.0, 3.0, 1) };
+        let third = Record::seal(Some(&second), Hour(4), Hex([9; 16]), reserved(1e-5, vec![event])).unwrap();
+        assert_eq!(Record::parse(&third.line()).unwrap(), third);
+        let skellam = "{\"noise\":{\"skellam\":{\"survivors\":4,\"colluders\":1,\"share_variance\":3.0,\"dimension\":32,\
+             \"scale\":10.0,\"clip_norm\":0.5,\"rounding_failure\":0.0,\"sampler_distance\":1e-30}},\
+             \"sampling_rate\":1.0,\"sensitivity\":7.5,\"noise_standard_deviation\":3.0,\"count\":1}";
+        assert!(third.line().contains(skellam), "{}", third.line());
         let numbers = "\"claim\":{\"epsilon\":2.6,\"delta\":0.00001,\"basis\":{\"accountant\":\"rdp\",\"order\":7.0}},\"rho\":0.30000000000000004}";
         assert!(second.line().contains(numbers), "{}", second.line());
     }

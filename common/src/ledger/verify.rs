@@ -18,13 +18,17 @@ use super::record::{
     Body, Claim, CoordinatorId, Evidence, LedgerHash, LedgerRole, PublicKey, Record, RecordError,
 };
 use super::run::RunLedger;
+use crate::privacy::accounting::distributed::rounded_norm;
 use crate::privacy::accounting::{self, AccountingError, Bracket};
-use crate::privacy::{Event, Unit};
+use crate::privacy::distributed::{are_in_shares, guarantees};
+use crate::privacy::{Event, Noise, SkellamShares, Unit};
 
 /// How far above exact Rényi accounting a claim may be before it is called out, relative.
 const RDP_SLACK: f64 = 1e-3;
 /// How far below the lower bound a claim may be: this part of it, or [`LOWER_SLACK_LEAST`] if that is more.
 const LOWER_SLACK: f64 = 1e-3;
+/// How far below a recomputed sensitivity a recorded one may be, relative: errors of arithmetic.
+const SENSITIVITY_SLACK: f64 = 1e-9;
 /// The least of it.
 const LOWER_SLACK_LEAST: f64 = 1e-4;
 
@@ -191,6 +195,38 @@ pub enum Problem {
         /// The Rényi figure.
         shown: f64,
     },
+    /// The claim counts on honest participants.
+    #[error(
+        "epsilon {claimed:.4} is claimed at delta {delta} with at most {colluders} of {survivors} survivors dishonest; if every \
+         other participant is, the node's own noise gives epsilon {alone:.4}"
+    )]
+    Alone {
+        /// The claim.
+        claimed: f64,
+        /// Its delta.
+        delta: f64,
+        /// Dishonest survivors that the claim allows for.
+        colluders: u32,
+        /// Fewest survivors.
+        survivors: u32,
+        /// The epsilon if all others are dishonest.
+        alone: f64,
+    },
+    /// Less than rounding can make of the clip norm.
+    #[error(
+        "a sensitivity of {recorded} grid steps is recorded; clipping to {clip_norm} at {scale} steps per unit and rounding \
+         can give {needed:.3}: the claim is too small"
+    )]
+    Sensitivity {
+        /// Recorded.
+        recorded: f64,
+        /// What it must be at least.
+        needed: f64,
+        /// The clip norm.
+        clip_norm: f64,
+        /// Grid steps per unit.
+        scale: f64,
+    },
     /// No accountant can compute the parameters.
     #[error("the recorded parameters have no figure: {0}")]
     NoFigure(AccountingError),
@@ -322,7 +358,10 @@ struct Auditor {
 }
 
 /// Those computed, by what they are of: jobs come in series.
-type Brackets = Vec<(Promise, Result<Bracket, AccountingError>)>;
+type Brackets = Vec<(Promise, Result<Figures, AccountingError>)>;
+
+/// The bracket, and for noise in shares the epsilon if all other participants are dishonest.
+type Figures = (Bracket, Option<f64>);
 
 /// What a claim is about: one round's events, rounds, delta, unit.
 type Promise = (Vec<Event>, u32, f64, Unit);
@@ -536,14 +575,27 @@ impl Auditor {
         let bracket = known.unwrap_or_else(|| {
             let times = |event: &Event| event.times(event.count.saturating_mul(u64::from(rounds)));
             let all: Vec<Event> = events.iter().map(times).collect();
-            let bracket = accounting::bracket(&all, delta, unit);
+            let bracket = figures(&all, delta, unit);
             self.brackets.push((promise, bracket));
             bracket
         });
-        let Bracket { lower: least, rdp, .. } = match bracket {
-            Ok(bracket) => bracket,
+        let (Bracket { lower: least, rdp, .. }, alone) = match bracket {
+            Ok(figures) => figures,
             Err(error) => return self.finding(sequence, line, Problem::NoFigure(error)),
         };
+        for event in events {
+            if let Some(problem) = too_small(event, unit) {
+                self.finding(sequence, line, problem);
+            }
+        }
+        let shares = events.iter().find_map(|event| match event.noise {
+            Noise::Skellam(shares) => Some(shares),
+            Noise::Gaussian | Noise::DiscreteGaussian => None,
+        });
+        if let (Some(SkellamShares { survivors, colluders, .. }), Some(alone)) = (shares, alone) {
+            let problem = Problem::Alone { claimed, delta, colluders, survivors, alone };
+            self.remark(Weight::Note, sequence, line, problem);
+        }
         if claimed < least - (LOWER_SLACK * least).max(LOWER_SLACK_LEAST) {
             self.finding(sequence, line, Problem::Overclaim { claimed, delta, least });
         } else if claimed > rdp.value * (1.0 + RDP_SLACK) {
@@ -618,6 +670,34 @@ impl Auditor {
             }
         }
     }
+}
+
+/// What an auditor holds a claim against.
+fn figures(events: &[Event], delta: f64, unit: Unit) -> Result<Figures, AccountingError> {
+    let bracket = accounting::bracket(events, delta, unit)?;
+    let alone = if are_in_shares(events) { Some(guarantees(events, delta, unit)?.1.epsilon) } else { None };
+    Ok((bracket, alone))
+}
+
+/// Whether less is accounted for than one unit can change a sum of rounded vectors.
+///
+/// A client can see to it that its own rounded vector is no longer than it says, whatever that is, from its clip norm on. What
+/// one example changes nobody can see: it is the bound for the failure that is paid into delta, or the one that needs none.
+fn too_small(event: &Event, unit: Unit) -> Option<Problem> {
+    let Noise::Skellam(SkellamShares { scale, clip_norm, dimension, rounding_failure, .. }) = event.noise
+    else {
+        return None;
+    };
+    let norm = scale * clip_norm;
+    let needed = match unit {
+        Unit::Client => norm,
+        Unit::Example | Unit::Group => {
+            rounded_norm(norm, dimension as usize, Some(rounding_failure).filter(|failure| *failure > 0.0))
+        }
+    };
+    let recorded = event.sensitivity;
+    let short = recorded < needed * (1.0 - SENSITIVITY_SLACK);
+    short.then_some(Problem::Sensitivity { recorded, needed, clip_norm, scale })
 }
 
 #[cfg(test)]

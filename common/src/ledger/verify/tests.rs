@@ -9,6 +9,7 @@ use crate::ledger::head::{Head, LedgerKey};
 use crate::ledger::record::{AccountId, Hour, JobKey, LostCharge, Participant, Release};
 use crate::ledger::run::RunOpening;
 use crate::privacy::accounting::{Accountant, Guarantee, rdp};
+use crate::privacy::distributed::{Level, Plan, Requirements, Scale};
 use crate::time::Time;
 
 const NOW: Time = Time(1_795_562_055_000);
@@ -290,6 +291,84 @@ fn claims_are_bracketed() {
 }
 
 /// What an owner with the key could write is still held to its own rules.
+/// A plan for noise in shares, the events of one of its rounds, and what three rounds claim.
+fn in_shares(level: Level) -> (Event, Promise) {
+    let plan = Plan::new(&Requirements {
+        level,
+        noise_multiplier: 9.0,
+        clip_norm: 1.0,
+        dimension: 300,
+        fewest_survivors: 4,
+        colluders: 1,
+        most_clients: 6,
+        scale: Scale::Inflation(0.01),
+    })
+    .unwrap();
+    let unit = if level == Level::Client { Unit::Client } else { Unit::Example };
+    let event = plan.event(1.0, 1);
+    let guarantee = accounting::epsilon(&[event.times(3)], 1e-5, unit, Accountant::Best).unwrap();
+    let claim = Claim::from(&guarantee);
+    (event, Promise { unit, mechanism: "distributed".into(), events: vec![event], claim })
+}
+
+/// Correction 10 and 18 for noise in shares: the claim is the Rényi accountant's from the raw numbers, the Gaussian of equal
+/// variance is below, and both figures are told.
+#[test]
+fn claims_of_noise_in_shares_are_bracketed_and_both_figures_told() {
+    for level in [Level::Client, Level::Example { batch_norm: 8.0 }] {
+        let (event, promise) = in_shares(level);
+        let book = |promise: Promise| {
+            let (mut book, account) = node();
+            book.reserve_job(account, request(1, Some(promise)), None, NOW).unwrap();
+            book.charge_round(run(1), 1, None, NOW).unwrap();
+            book.export().unwrap()
+        };
+        // The account is one of rows: a client's guarantee covers them, at twice the sensitivity.
+        let verified = check(&book(promise.clone()));
+        assert_eq!(told(&verified), "", "{level:?}");
+        let [remark] = verified.remarks.as_slice() else { panic!("{:?}", verified.remarks) };
+        let text = remark.to_string();
+        assert_eq!(remark.weight, Weight::Note);
+        assert!(text.contains("with at most 1 of 4 survivors dishonest; if every other"), "{text}");
+        let (planned, alone) = guarantees(&[event.times(3)], 1e-5, promise.unit).unwrap();
+        assert_eq!(planned.epsilon, promise.claim.epsilon);
+        assert!(text.ends_with(&format!("epsilon {:.4}", alone.epsilon)), "{text}");
+
+        let claims = |epsilon: f64| Promise { claim: Claim { epsilon, ..promise.claim }, ..promise.clone() };
+        let small = told(&check(&book(claims(promise.claim.epsilon * 0.8))));
+        assert!(small.contains("the claim is too small"), "{small}");
+        let careful = check(&book(claims(promise.claim.epsilon * 1.1)));
+        assert!(careful.is_sound() && careful.remarks.len() == 2);
+
+        // Less than rounding can make of the clip norm is accounted for.
+        let factor = if level == Level::Client { 0.98 } else { 0.999 };
+        let short = Event { sensitivity: factor * event.sensitivity, ..event };
+        let short = told(&check(&book(Promise { events: vec![short], ..promise.clone() })));
+        assert!(short.contains("grid steps is recorded; clipping to 1 at"), "{short}");
+    }
+}
+
+#[test]
+fn noise_that_is_not_the_sum_of_its_shares_is_no_record() {
+    let (event, _) = in_shares(Level::Client);
+    let Noise::Skellam(shares) = event.noise else { panic!() };
+    let with = |noise: SkellamShares| Event { noise: Noise::Skellam(noise), ..event };
+    for bad in [
+        with(SkellamShares { colluders: 0, ..shares }),
+        with(SkellamShares { colluders: 4, ..shares }),
+        with(SkellamShares { survivors: 40, ..shares }),
+        with(SkellamShares { dimension: 0, ..shares }),
+        with(SkellamShares { scale: f64::NAN, ..shares }),
+        with(SkellamShares { clip_norm: 0.0, ..shares }),
+        with(SkellamShares { rounding_failure: 1.0, ..shares }),
+        with(SkellamShares { sampler_distance: -1e-30, ..shares }),
+        Event { noise_standard_deviation: 1.001 * event.noise_standard_deviation, ..event },
+    ] {
+        assert!(Body::RoundNoised { round: 1, events: vec![bad] }.check().is_err(), "{bad:?}");
+    }
+    assert_eq!(Body::RoundNoised { round: 1, events: vec![event, event.alone()] }.check(), Ok(()));
+}
+
 #[test]
 fn records_that_contradict_each_other_are_named() {
     let good = bodies();

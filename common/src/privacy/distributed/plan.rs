@@ -133,7 +133,7 @@ pub enum PlanError {
     },
     /// The shares are too wide.
     #[error(
-        "noise in shares: a share of {0:.3e} grid steps is out of the sampler's range, 2^-8 to 2^16; change the scale"
+        "noise in shares: a share of {0:.3e} grid steps is out of the sampler's range, 2^-8 to 2^17; change the scale"
     )]
     Share(f64),
 }
