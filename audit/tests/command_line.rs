@@ -75,7 +75,8 @@ fn noise_in_shares_meets_the_reference() {
             // The reference samples by the general bound; ours, for symmetric noise, is below it.
             assert!(found < 1.01 * expected, "{line}: {found}");
         }
-        let alone = object["shares"]["epsilon_if_all_others_are_dishonest"].as_f64().unwrap();
+        // Beyond some 50 it is infinite, and null.
+        let alone = object["shares"]["epsilon_if_all_others_are_dishonest"].as_f64().unwrap_or(f64::INFINITY);
         assert!(alone > found, "{line}");
         rows += 1;
     }

@@ -33,7 +33,7 @@ use crate::config::{NodeConfig, NodeData};
 use crate::encoding::{self, Produced};
 use crate::enrol::{self, Credentials, EnrolError};
 use crate::machine::{
-    Attempt, Dismissal, Effect, Failure, Input, Kept, NodeEvent, NodeMachine, RoundKey, Trained,
+    Attempt, Dismissal, Effect, Failure, Input, Kept, NodeEvent, NodeMachine, Outcome, RoundKey, Trained,
 };
 use crate::masking::journal::{JournalError, MaskJournal};
 use crate::masking::peers::{self, PeersError};
@@ -193,7 +193,7 @@ async fn serve(
     };
     let kept = sealed(&mut account, &folder, folder.outbox()?)?;
     let rounds: Vec<RoundKey> = kept.iter().map(|(key, _)| *key).collect();
-    folder.residuals().keep_only(&rounds)?;
+    folder.residuals().settle_all_but(&rounds)?;
     let machine = NodeMachine::new(Arc::new(config.profile(&data)), data.counts(), kept);
     let (sender, mut results) = mpsc::channel(QUEUE);
     let worker = Worker::start(credentials.node.clone(), data, options.trainer, sender.clone())?;
@@ -329,6 +329,8 @@ fn sealed(
                 key.round
             );
             folder.forget(key)?;
+            // It may have left, and be in a published round.
+            folder.residuals().settle(key, Outcome::Unknown)?;
             continue;
         }
         match if update.private { account.seal(key, &update, Clock.now()) } else { Ok(()) } {
@@ -343,7 +345,7 @@ fn sealed(
 }
 
 /// What comes back from tasks and from the thread that trains.
-enum Outcome {
+enum Completion {
     /// An evaluation under a job; with noised metrics it is not to be told as it is.
     Measured(RoundKey, Arc<Job>, Result<Metrics, Failure>),
     Input(Input),
@@ -360,7 +362,7 @@ struct Node {
     options: Options,
     folder: Arc<Folder>,
     dialer: Dialer,
-    results: mpsc::Sender<Outcome>,
+    results: mpsc::Sender<Completion>,
     fetching: Option<JoinHandle<()>>,
     uploading: Option<(RoundKey, JoinHandle<()>)>,
     /// The last model that was fetched: an evaluated model is often the next round's.
@@ -377,17 +379,17 @@ struct Node {
 }
 
 impl Node {
-    fn received(&mut self, outcome: Outcome) {
+    fn received(&mut self, outcome: Completion) {
         let input = match outcome {
-            Outcome::Update(key, update, trained) => {
+            Completion::Update(key, update, trained) => {
                 self.update = Some((key, update));
                 Input::Trained { key, result: Ok(trained) }
             }
-            Outcome::Measured(key, job, result) => {
+            Completion::Measured(key, job, result) => {
                 let result = result.and_then(|metrics| self.release(key, &job, metrics));
                 Input::Evaluated { key, result }
             }
-            Outcome::Input(input) => input,
+            Completion::Input(input) => input,
         };
         if let Input::ModelReady { model, parameters } = &input {
             self.model = Some((*model, parameters.clone()));
@@ -427,22 +429,17 @@ impl Node {
                 self.join(Invitation { at, job, model, support }, link);
             }
             Effect::Leave { at } => self.leave(at),
-            Effect::Settle { key } => {
-                if let Err(error) = self.folder.residuals().settle(key) {
-                    tracing::warn!("what the update of round {} left out is lost: {error}", key.round);
-                }
-            }
+            Effect::Settle { key, outcome } => self.settle(key, outcome),
             Effect::Upload { at, update } => self.upload(at, update),
             Effect::Forget { key } => {
                 if let Some((_, task)) = self.uploading.take_if(|(sending, _)| *sending == key) {
                     task.abort();
                 }
                 self.update.take_if(|(of, _)| *of == key);
-                let forgotten =
-                    self.folder.forget(key).and_then(|()| self.folder.residuals().drop_pending(key));
-                if let Err(error) = forgotten {
+                if let Err(error) = self.folder.forget(key) {
                     tracing::warn!("an update that is no longer needed stays on the disk: {error}");
                 }
+                self.settle(key, Outcome::Unknown);
             }
             Effect::Event(event) => print(&event, self.options.format),
             Effect::Exit => self.exit = true,
@@ -558,8 +555,14 @@ impl Node {
                 Ok(parameters) => Input::ModelReady { model, parameters },
                 Err(detail) => Input::FetchFailed { model, detail },
             };
-            let _ = results.send(Outcome::Input(input)).await; // the loop may have ended
+            let _ = results.send(Completion::Input(input)).await; // the loop may have ended
         }));
+    }
+
+    fn settle(&self, key: RoundKey, outcome: Outcome) {
+        if let Err(error) = self.folder.residuals().settle(key, outcome) {
+            tracing::warn!("what the update of round {} left out is lost: {error}", key.round);
+        }
     }
 
     /// Begins a session, or repeats what was said last in it.
@@ -612,7 +615,7 @@ impl Node {
 
     fn store(&mut self, of: Invitation) {
         let key = of.at.key();
-        let update = self.update.take_if(|(of, _)| *of == key).map(|(_, update)| update);
+        let mut update = self.update.take_if(|(of, _)| *of == key).map(|(_, update)| update);
         self.options.drill(Drill::Trained);
         let masks = match self.masks(&of) {
             Ok(masks) => masks,
@@ -624,13 +627,13 @@ impl Node {
         let (folder, results) = (self.folder.clone(), self.results.clone());
         let client = self.identity.node.clone();
         tokio::task::spawn_blocking(move || {
-            let result = match &update {
+            let result = match &mut update {
                 Some(update) => encode_and_keep(&folder, &client, &of, update, masks.as_deref()),
                 None => Err("the update is gone".into()),
             };
             // Wiped before anything is said about it.
             drop(update);
-            let _ = results.blocking_send(Outcome::Input(Input::Stored { key, result })); // as above
+            let _ = results.blocking_send(Completion::Input(Input::Stored { key, result })); // as above
         });
     }
 
@@ -660,7 +663,7 @@ impl Node {
                 Ok(()) => Input::UploadDone { at },
                 Err(detail) => Input::UploadRefused { at, detail },
             };
-            let _ = results.send(Outcome::Input(input)).await; // as above
+            let _ = results.send(Completion::Input(input)).await; // as above
         });
         self.uploading = Some((at.key(), task));
     }
@@ -684,44 +687,35 @@ fn encode_and_keep(
     folder: &Folder,
     client: &NodeName,
     of: &Invitation,
-    update: &Produced,
+    update: &mut Produced,
     masks: Option<&[MaskTerm]>,
 ) -> Result<Kept, String> {
-    let Invitation { at, job, model, support } = of;
-    let (key, update, now) = (at.key(), update.update(), Clock.now());
-    fn line(error: &(dyn std::error::Error + 'static)) -> String {
-        transport::chain(error)
+    fn line(error: impl std::error::Error + 'static) -> String {
+        transport::chain(&error)
     }
-    let exchange = Exchange::of(job).map_err(|error| line(&error))?;
-    let facts = Facts {
-        model: *model,
-        examples: if masks.is_some() { 1 } else { update.examples },
-        private: job.privacy.is_some(),
-        masked: masks.is_some(),
-    };
-    let residuals = folder.residuals();
-    let residual = match job.has_error_feedback() {
-        true => residuals.before(key, update.delta.len()).map_err(|error| line(&error))?,
+    let Invitation { at, job, model, support } = of;
+    let (key, now) = (at.key(), Clock.now());
+    let (private, masked) = (job.privacy.is_some(), masks.is_some());
+    // Under masks the weight is one of the integers.
+    let examples = if masked { 1 } else { update.update().examples };
+    let facts = Facts { model: *model, examples, private, masked };
+    let dense = matches!(Exchange::of(job).map_err(line)?, Exchange::Plain(plain) if plain.is_dense());
+    if dense && !masked {
+        return folder.keep_values(key, facts, &update.update().delta, now).map_err(line);
+    }
+    let support = read_support(job, support.as_deref())?;
+    let layout = Digest::of(format!("{:?}", job.model).as_bytes());
+    let journal = match job.has_error_feedback() {
+        true => Some(folder.residuals().add(key, layout, &mut update.update_mut().delta).map_err(line)?),
         false => None,
     };
-    let mut coins = encoding::coins(job, at.round, client).map_err(|error| line(&error))?;
-    let encoded = match (&exchange, masks) {
-        (Exchange::Plain(plain), None) if plain.is_dense() => {
-            return folder.keep_values(key, facts, &update.delta, now).map_err(|error| line(&error));
-        }
-        (Exchange::Plain(plain), None) => encoding::plain(plain, update, residual.as_deref(), &mut coins),
-        (Exchange::Masked(masked), Some(masks)) => {
-            let support = read_support(job, support.as_deref())?;
-            let values = (update, residual.as_deref());
-            encoding::masked(masked, at.round, values, support.as_deref(), &mut coins, masks)
-        }
-        _ => return Err("an update is masked if its job says so, and not otherwise".into()),
-    };
-    let encoded = encoded.map_err(|error| line(&error))?;
-    if let Some(residual) = &encoded.residual {
-        residuals.keep(key, residual).map_err(|error| line(&error))?;
+    let update = update.update();
+    let encoded = encoding::encode(job, at.round, client, update, support.as_ref(), masks).map_err(line)?;
+    if let (Some(mut journal), Some(residual)) = (journal, encoded.residual) {
+        journal.write_pending(key.round, layout, Digest::of(&encoded.bytes), residual, None).map_err(line)?;
+        folder.residuals().keep(key.run, update.delta.len(), &journal).map_err(line)?;
     }
-    folder.keep_bytes(key, facts, &encoded.bytes, now).map_err(|error| line(&error))
+    folder.keep_bytes(key, facts, &encoded.bytes, now).map_err(line)
 }
 
 /// Stops a task and waits until it has stopped, so that no two work on one file.
@@ -749,7 +743,7 @@ impl Worker {
         client: NodeName,
         data: NodeData,
         kind: TrainerKind,
-        results: mpsc::Sender<Outcome>,
+        results: mpsc::Sender<Completion>,
     ) -> Result<Self, NodeError> {
         let (commands, queue) = thread_mpsc::sync_channel(1);
         let cancelled = Arc::new(AtomicBool::new(false));
@@ -801,7 +795,7 @@ fn carry_out(
     data: &NodeData,
     command: Command,
     stop: &AtomicBool,
-) -> Outcome {
+) -> Completion {
     match command {
         Command::Train { key, job, model } => {
             let task = Task {
@@ -815,14 +809,14 @@ fn carry_out(
             match trainer.train(&task, &data.train, stop) {
                 Ok(update) => {
                     let trained = Trained { examples: update.examples, loss: update.loss };
-                    Outcome::Update(key, Produced::new(update), trained)
+                    Completion::Update(key, Produced::new(update), trained)
                 }
-                Err(error) => Outcome::Input(Input::Trained { key, result: Err(failure(&error)) }),
+                Err(error) => Completion::Input(Input::Trained { key, result: Err(failure(&error)) }),
             }
         }
         Command::Evaluate { key, job, model } => {
             let result = trainer.evaluate(&job, &model, &data.test).map_err(|error| failure(&error));
-            Outcome::Measured(key, job, result)
+            Completion::Measured(key, job, result)
         }
     }
 }

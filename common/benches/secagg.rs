@@ -1,7 +1,8 @@
 //! Times masking against the rate of its cipher: `cargo bench --workspace --bench secagg -- [DIMENSION…]`.
 //!
 //! The floor of a piece of work is its bytes of key stream at the rate at which the same back end writes key stream
-//! into a part of the first cache, measured before and after each repeat. A ratio is the median over the repeats.
+//! into a part of the first cache, measured before and after each repeat. A ratio is the median over the repeats;
+//! `best`, the shortest time over the shortest floor, tells more on a machine that others use too.
 
 use std::hint::black_box;
 use std::num::NonZeroUsize;
@@ -21,8 +22,9 @@ const COHORTS: [(usize, usize, u32); 4] = [(100, 99, 8), (100, 99, 16), (500, 11
 const REPEATS: usize = 7;
 /// Words of the part of the first cache that the floor is measured on.
 const PART: usize = 4096;
-/// Parts of one measurement of the floor: 64 MiB, some milliseconds.
-const PARTS: usize = 4096;
+/// Bytes of one measurement of the floor: as many as the work has, within these. Short ones fall between two slices of a
+/// busy machine's time, and long ones do not.
+const FLOOR_BYTES: std::ops::RangeInclusive<usize> = 1 << 26..=1 << 30;
 /// Most bytes of key stream in one measurement of the coordinator's part; larger sums are measured with fewer masks.
 const MOST_BYTES: usize = 40_000_000_000;
 
@@ -46,7 +48,7 @@ fn back_ends(rng: &mut SecretRng) -> Outcome<()> {
     );
     let keys = keys(rng, 64);
     for backend in Backend::available() {
-        let stream = best(|| rate(backend, &keys));
+        let stream = best(|| rate(backend, &keys, 0));
         let added = [
             best(|| added::<u16>(backend, &keys)),
             best(|| added::<u32>(backend, &keys)),
@@ -62,7 +64,7 @@ fn back_ends(rng: &mut SecretRng) -> Outcome<()> {
 /// The masked stage of a client: rounding, masks, packing.
 fn clients(rng: &mut SecretRng, backends: &[Backend], dimensions: &[usize]) -> Outcome<()> {
     println!(
-        "client: clients  neighbours  parameters  bits  backend     floor    stage  stage / floor  rounding    masks  \
+        "client: clients  neighbours  parameters  bits  backend     floor    stage  stage / floor   best  rounding    masks  \
          packing  ms"
     );
     let keys = keys(rng, 1 + COHORTS.iter().map(|(_, neighbours, _)| neighbours).max().unwrap_or(&0));
@@ -78,7 +80,7 @@ fn clients(rng: &mut SecretRng, backends: &[Backend], dimensions: &[usize]) -> O
                 let mut repeats = Vec::new();
                 // The first one pays for memory that is fresh.
                 for repeat in 0..=REPEATS {
-                    let before = rate(backend, &keys);
+                    let before = rate(backend, &keys, bytes);
                     let start = Instant::now();
                     let mut coins = KeyStream::from_rng(rng);
                     let masks = terms(&keys, neighbours + 1);
@@ -86,7 +88,7 @@ fn clients(rng: &mut SecretRng, backends: &[Backend], dimensions: &[usize]) -> O
                     let values = black_box(&values);
                     black_box(fixed.encode_masked_by(backend, width, values, one, &mut coins, masks)?);
                     let stage = start.elapsed().as_secs_f64();
-                    let floor = bytes as f64 / f64::midpoint(before, rate(backend, &keys)) / 1e9;
+                    let floor = bytes as f64 / f64::midpoint(before, rate(backend, &keys, bytes)) / 1e9;
                     let start = Instant::now();
                     let mut vector = fixed.encode(width, values, Weight::ONE, &mut coins)?.vector;
                     let rounded = start.elapsed().as_secs_f64();
@@ -101,13 +103,15 @@ fn clients(rng: &mut SecretRng, backends: &[Backend], dimensions: &[usize]) -> O
                     }
                 }
                 let [floor, stage, ratio, rounding, masks, packing] = medians(&repeats);
+                let [least_floor, least_stage, ..] = least(&repeats);
                 println!(
-                    "        {clients:>7}  {neighbours:>10}  {dimension:>10}  {:>4}  {:10} {:7.2}  {:7.2}  {ratio:13.3}  {:8.2}  \
+                    "        {clients:>7}  {neighbours:>10}  {dimension:>10}  {:>4}  {:10} {:7.2}  {:7.2}  {ratio:13.3}  {:5.3}  {:8.2}  \
                      {:7.2}  {:7.2}",
                     width.bits(),
                     backend.name(),
                     floor * 1e3,
                     stage * 1e3,
+                    least_stage / least_floor,
                     rounding * 1e3,
                     masks * 1e3,
                     packing * 1e3
@@ -132,7 +136,7 @@ fn clients(rng: &mut SecretRng, backends: &[Backend], dimensions: &[usize]) -> O
 /// Taking the masks out of a sum of which a tenth of the clients dropped out late.
 fn coordinator(rng: &mut SecretRng, backends: &[Backend], dimensions: &[usize]) -> Outcome<()> {
     println!(
-        "coordinator: clients  masks   parameters  bits  backend    measured   floor  unmasking  s  unmasking / floor  two \
+        "coordinator: clients  masks   parameters  bits  backend    measured   floor  unmasking  s  unmasking / floor   best  two \
          threads"
     );
     for &dimension in dimensions {
@@ -156,21 +160,23 @@ fn coordinator(rng: &mut SecretRng, backends: &[Backend], dimensions: &[usize]) 
                 };
                 // Long pieces of work need fewer repeats.
                 for _ in 0..if bytes > MOST_BYTES / 8 { 3 } else { REPEATS } {
-                    let before = rate(backend, &keys);
+                    let before = rate(backend, &keys, bytes);
                     let one = unmask(NonZeroUsize::MIN)?;
-                    let floor = bytes as f64 / f64::midpoint(before, rate(backend, &keys)) / 1e9;
+                    let floor = bytes as f64 / f64::midpoint(before, rate(backend, &keys, bytes)) / 1e9;
                     let two = unmask(NonZeroUsize::MIN.saturating_add(1))?;
                     repeats.push([floor, one, one / floor, one / two]);
                 }
                 let [floor, one, ratio, speed_up] = medians(&repeats);
+                let [least_floor, least_one, ..] = least(&repeats);
                 let whole = masks as f64 / measured as f64;
                 println!(
                     "             {clients:>7}  {masks:>5}  {dimension:>11}  {:>4}  {:10} {measured:>8}  {:6.3}  {:9.3}  \
-                     {ratio:20.3}  {speed_up:8.2}x",
+                     {ratio:20.3}  {:5.3}  {speed_up:10.2}x",
                     width.bits(),
                     backend.name(),
                     floor * whole,
-                    one * whole
+                    one * whole,
+                    least_one / least_floor
                 );
             }
         }
@@ -182,17 +188,17 @@ fn coordinator(rng: &mut SecretRng, backends: &[Backend], dimensions: &[usize]) 
     Ok(())
 }
 
-/// GB/s at which key stream is written into a part of the first cache.
-fn rate(backend: Backend, keys: &[MaskKey]) -> f64 {
+/// GB/s at which key stream is written into a part of the first cache, for work of `bytes` bytes.
+fn rate(backend: Backend, keys: &[MaskKey], bytes: usize) -> f64 {
     let mut words = [0u32; PART];
     let Some(key) = keys.first() else { return f64::NAN };
     let start = Instant::now();
     let mut stream = KeyStream::new(backend, key);
-    let parts = if backend == Backend::PORTABLE { PARTS / 16 } else { PARTS };
+    let parts = bytes.clamp(*FLOOR_BYTES.start(), *FLOOR_BYTES.end()) / size_of_val(&words);
     for _ in 0..parts {
         let _ = stream.fill(black_box(&mut words));
     }
-    (parts * PART * 4) as f64 / start.elapsed().as_secs_f64() / 1e9
+    (parts * size_of_val(&words)) as f64 / start.elapsed().as_secs_f64() / 1e9
 }
 
 /// GB/s at which key streams are added to lanes.
@@ -226,6 +232,13 @@ fn terms(keys: &[MaskKey], count: usize) -> impl Iterator<Item = (&MaskKey, Sign
 
 fn best(mut rate: impl FnMut() -> f64) -> f64 {
     (0..REPEATS).map(|_| rate()).fold(0.0, f64::max)
+}
+
+/// The smallest of each figure.
+fn least<const N: usize>(repeats: &[[f64; N]]) -> [f64; N] {
+    std::array::from_fn(|figure| {
+        repeats.iter().filter_map(|repeat| repeat.get(figure).copied()).fold(f64::INFINITY, f64::min)
+    })
 }
 
 /// The median of each figure.

@@ -64,6 +64,19 @@ pub struct ServerConfig {
     pub staging_memory_bytes: u64,
     /// How long a stop waits for nodes and uploads before it cuts them off.
     pub drain_seconds: u32,
+    /// For drills, and in no file: stand still once so much of a masked round's session is journalled, to be killed.
+    pub pause_at: Option<Drill>,
+}
+
+/// How far a masked round has come when a drill kills the coordinator.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Drill {
+    /// The roster is fixed, and nobody has it.
+    Roster,
+    /// The shares of keys are here, and not handed on.
+    Shares,
+    /// The masked updates are summed, the survivors are fixed, and nobody was asked to unmask.
+    Survivors,
 }
 
 /// The file as it is written.
@@ -159,6 +172,7 @@ impl ServerConfig {
             node_certificate_days: file.node_certificate_days,
             staging_memory_bytes: file.staging_memory_bytes,
             drain_seconds: file.drain_seconds,
+            pause_at: None,
         };
         let socket = config.admin_socket();
         if socket.as_os_str().len() > SOCKET_PATH_BYTES {

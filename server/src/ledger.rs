@@ -155,7 +155,10 @@ impl Ledger {
     /// [`LedgerError`].
     pub fn ended(&mut self, record: &RoundRecord, now: Time) -> Result<(), LedgerError> {
         // Without noise of the node's own, a payload's digest would tell of what is in it.
-        let noised = self.0.core().run().is_some_and(|run| run.mechanism == Mechanism::DpSgd.name());
+        let noised = |run: &RunOpening| {
+            [Mechanism::DpSgd, Mechanism::Distributed].iter().any(|own| own.name() == run.mechanism)
+        };
+        let noised = self.0.core().run().is_some_and(noised);
         let participants = record.cohort.iter().filter_map(|(node, part)| match part {
             Participation::Accepted { digest, .. } => {
                 Some(Participant { node: node.clone(), payload: digest.filter(|_| noised) })
@@ -173,9 +176,9 @@ impl Ledger {
         Ok(())
     }
 
-    /// The payload that a node sent for the round under way in an earlier attempt: a second one is not paid for.
-    pub fn payload_of(&self, node: &NodeName) -> Option<Digest> {
-        self.0.core().payload_of(node)
+    /// The payload that a node sent for `round` in an earlier attempt: a second one is not paid for.
+    pub fn payload_of(&self, node: &NodeName, round: u32) -> Option<Digest> {
+        self.0.core().payload_of(node, round)
     }
 
     /// Noised metrics arrived from nodes.

@@ -76,7 +76,11 @@ struct Opened {
 
 fn open(config: &ServerConfig) -> Result<Opened, ServeError> {
     let authority = Arc::new(Authority::open(&config.data_dir, &config.server_names, Clock.now())?);
-    let store: Arc<dyn Store> = Arc::new(SledStore::open(&config.data_dir.join("store"))?);
+    let store = SledStore::open(&config.data_dir.join("store"))?;
+    let store: Arc<dyn Store> = Arc::new(match config.pause_at {
+        Some(drill) => store.standing_still_after(drill as u32 + 1),
+        None => store,
+    });
     let identities = Arc::new(Identities::open(store.clone())?);
     Ok(Opened { authority, identities, store })
 }

@@ -183,9 +183,15 @@ impl Coordinator {
 
     /// Starts the process (again).
     pub fn serve(&mut self) {
+        self.serve_with(&[]);
+    }
+
+    /// The same with more arguments: a drill's.
+    pub fn serve_with(&mut self, more: &[&str]) {
         let _ = std::fs::remove_file(self.path("data/address"));
-        let mut process =
-            Process::start("tributary-server", "coordinator", &["serve", "--config", &self.config()]);
+        let config = self.config();
+        let arguments = [&["serve", "--config", &config], more].concat();
+        let mut process = Process::start("tributary-server", "coordinator", &arguments);
         process.wait_for("listening", 1);
         let text = std::fs::read_to_string(self.path("data/address")).expect("the address file");
         self.address = text.trim().parse().expect("an address");

@@ -36,6 +36,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+pub use tributary_common::compression::residual::Outcome;
 use tributary_common::digest::Digest;
 use tributary_common::ids::RunId;
 use tributary_common::job::{Job, MetricsRelease, Privacy, PrivacyUnit};
@@ -339,13 +340,15 @@ pub enum Effect {
         /// The update.
         update: Kept,
     },
-    /// The round was published with the node's update in it: what the update left out is what the next one starts from.
+    /// Say to what the update of a round left out (error feedback) what became of the update.
     Settle {
         /// The round.
         key: RoundKey,
+        /// Whether the update is in the published round.
+        outcome: Outcome,
     },
-    /// Stop sending the update of a round and delete it, in memory and on the disk, if it is there; also what it left
-    /// out, unless that was settled.
+    /// Stop sending the update of a round and delete it, in memory and on the disk, if it is there. Nobody will know what
+    /// became of it, unless [`Effect::Settle`] said so.
     Forget {
         /// The round.
         key: RoundKey,

@@ -15,7 +15,7 @@ use crate::policy::Violation;
 
 use super::{
     ANSWERED_RUNS, Attempt, Dismissal, Effect, ExampleCounts, Failure, Input, KEPT_UPDATES, Kept, NodeEvent,
-    Profile, Role, RoundKey, Trained,
+    Outcome, Profile, Role, RoundKey, Trained,
 };
 
 /// One node. See the module for the states. Cheap to make and to clone: a simulation holds one per client.
@@ -414,16 +414,18 @@ impl NodeMachine {
         }
         let at_work = current.is_some();
         let kept = self.kept.contains_key(&key);
-        if kept && reason == Dismissal::Published {
-            effects.push(Effect::Settle { key });
+        // One charge, one payload: another attempt at the round gets the same bytes.
+        let again = reason == Dismissal::Abandoned;
+        let again = self.kept.get(&key).is_some_and(|update| again && update.private && !update.masked);
+        if kept && !again {
+            let accepted = reason == Dismissal::Published;
+            let outcome = if accepted { Outcome::Accepted } else { Outcome::NotAccepted };
+            effects.push(Effect::Settle { key, outcome });
         }
         if at_work {
             self.drop_work(effects);
         }
-        // One charge, one payload: another attempt at the round gets the same bytes.
-        let again = reason == Dismissal::Abandoned;
-        if self.kept.get(&key).is_some_and(|update| !(again && update.private && !update.masked)) {
-            self.kept.remove(&key);
+        if !again && self.kept.remove(&key).is_some() {
             effects.push(Effect::Forget { key });
         }
         if at_work || kept {
@@ -541,7 +543,11 @@ impl NodeMachine {
     fn stored(&mut self, key: RoundKey, result: Result<Kept, String>, effects: &mut Vec<Effect>) {
         match (self.finish(Computation::Storing, key), result) {
             (None, _) | (Some(true), Err(_)) => {}
-            (Some(true), Ok(_)) => effects.push(Effect::Forget { key }),
+            (Some(true), Ok(_)) => {
+                // Nothing of it left.
+                effects.push(Effect::Settle { key, outcome: Outcome::NotAccepted });
+                effects.push(Effect::Forget { key });
+            }
             (Some(false), Err(detail)) => self.give_up(Reason::Training, &detail, effects),
             (Some(false), Ok(update)) => {
                 let Some(work) = &mut self.work else { return };

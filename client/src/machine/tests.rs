@@ -87,6 +87,10 @@ fn kept(key: RoundKey) -> Kept {
     }
 }
 
+fn settle(round: u32, outcome: Outcome) -> Effect {
+    Effect::Settle { key: key(1, round), outcome }
+}
+
 fn stored(key: RoundKey) -> Input {
     Input::Stored { key, result: Ok(kept(key)) }
 }
@@ -140,7 +144,7 @@ fn a_round_goes_its_way_and_is_forgotten_only_when_dismissed() {
     assert_eq!(node.does(Input::UploadDone { at: at(1, 1, 1) }), []);
     let effects = node.0.step(Time(0), Input::Dismissed { at: at(1, 1, 1), reason: Dismissal::Published });
     let accepted = Effect::Event(NodeEvent::Accepted { run: RunId(1), round: 1 });
-    assert_eq!(effects, [Effect::Settle { key: key(1, 1) }, Effect::Forget { key: key(1, 1) }, accepted]);
+    assert_eq!(effects, [settle(1, Outcome::Accepted), Effect::Forget { key: key(1, 1) }, accepted]);
     assert!(node.0.is_idle());
 }
 
@@ -258,7 +262,7 @@ fn a_private_update_outlives_abandoned_attempts_and_full_outboxes() {
     assert_eq!(node.does(invite(at(1, 1, 2))), [again], "no second training, no second charge");
     node.does(Input::UploadDone { at: at(1, 1, 2) });
     let over = Input::Dismissed { at: at(1, 1, 2), reason: Dismissal::Published };
-    assert_eq!(node.does(over), [Effect::Settle { key: key(1, 1) }, Effect::Forget { key: key(1, 1) }]);
+    assert_eq!(node.does(over), [settle(1, Outcome::Accepted), Effect::Forget { key: key(1, 1) }]);
 }
 
 #[test]
@@ -473,8 +477,8 @@ fn a_masked_update_waits_for_its_keys_and_its_session_lasts_until_the_round_is_o
     assert_eq!(again, [join(first), Effect::Upload { at: first, update: kept }], "the same bytes");
     node.does(Input::UploadDone { at: first });
     let over = node.does(Input::Dismissed { at: first, reason: Dismissal::Published });
-    let [settle, forget] = [Effect::Settle { key: key(1, 1) }, Effect::Forget { key: key(1, 1) }];
-    assert_eq!(over, [settle, Effect::Leave { at: first }, forget]);
+    let forget = Effect::Forget { key: key(1, 1) };
+    assert_eq!(over, [settle(1, Outcome::Accepted), Effect::Leave { at: first }, forget]);
     assert!(node.0.is_idle());
 }
 
@@ -488,7 +492,8 @@ fn a_round_is_masked_once_in_all_its_attempts() {
     node.does(Input::Stored { key: key(1, 1), result: Ok(Kept { private: true, ..kept }) });
     node.does(Input::UploadDone { at: first });
     let abandoned = node.does(Input::Dismissed { at: first, reason: Dismissal::Abandoned });
-    assert_eq!(abandoned, [Effect::Leave { at: first }, Effect::Forget { key: key(1, 1) }]);
+    let forget = Effect::Forget { key: key(1, 1) };
+    assert_eq!(abandoned, [settle(1, Outcome::NotAccepted), Effect::Leave { at: first }, forget]);
     assert_eq!(node.declines(masked(at(1, 1, 2))), Reason::Policy);
     assert_eq!(node.declines(invite(at(1, 1, 3))), Reason::Policy, "in clear neither");
     let other = invite_with(at(1, 1, 4), MASKS, Digest::of(b"another"));
@@ -509,7 +514,9 @@ fn a_round_is_masked_once_in_all_its_attempts() {
         let forget = Effect::Forget { key: key(1, 1) };
         match uploading {
             true => assert!(effects.contains(&forget)),
-            false => assert_eq!(node.does(stored.clone()), [forget]),
+            false => {
+                assert_eq!(node.does(stored.clone()), [settle(1, Outcome::NotAccepted), forget]);
+            }
         }
         assert!(node.0.is_idle());
     }
@@ -628,6 +635,8 @@ struct World {
     /// Whether jobs have masks, and the attempt of the session, with whether its keys were announced.
     masks: bool,
     session: Option<(Attempt, bool)>,
+    /// What is said once all effects were carried out.
+    answer: Option<Input>,
     /// Rounds that were masked: on the disk.
     masked: BTreeSet<RoundKey>,
     /// The attempt that each round's bytes were last sent for.
@@ -648,6 +657,7 @@ impl World {
         let mut world = Self {
             masks,
             session: None,
+            answer: None,
             masked: BTreeSet::new(),
             machine,
             now: Time(0),
@@ -672,6 +682,9 @@ impl World {
         for effect in self.machine.step(self.now, input) {
             assert!(!self.exited, "an effect after Exit: {effect:?}");
             self.perform(effect);
+        }
+        if let Some(answer) = self.answer.take() {
+            self.step(answer);
         }
     }
 
@@ -701,7 +714,7 @@ impl World {
                 // What the journal on the disk says, the machine may have forgotten.
                 None if self.masked.contains(&at.key()) => {
                     let failure = Failure { reason: Reason::Policy, detail: "masked before".into() };
-                    self.step(Input::SessionFailed { at, failure });
+                    self.answer = Some(Input::SessionFailed { at, failure });
                 }
                 None => self.session = Some((at, false)),
             },
@@ -716,7 +729,7 @@ impl World {
                 }
                 self.storing = Some(at.key());
             }
-            Effect::Settle { key } => {
+            Effect::Settle { key, .. } => {
                 assert!(self.disk.contains_key(&key), "settled, but nothing was kept");
             }
             Effect::Upload { at, update } => {

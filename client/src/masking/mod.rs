@@ -101,15 +101,15 @@ struct Opened {
     transcript: Option<Hex<32>>,
 }
 
-/// The coordinates of a masked update of `job`, ascending; `None` where all are sent.
+/// The coordinates of a masked update of `job`; `None` where all are sent.
 ///
 /// # Errors
 /// One line, if what came is not what the job asks for.
-pub fn read_support(job: &Job, support: Option<&[u8]>) -> Result<Option<Arc<[u32]>>, String> {
+pub fn read_support(job: &Job, support: Option<&[u8]>) -> Result<Option<RoundSupport>, String> {
     match (job.support_rule(), support) {
         (None, None) => Ok(None),
         (Some(_), Some(bytes)) => {
-            RoundSupport::decode(job, bytes).map(Some).map_err(|error| error.to_string())
+            RoundSupport::received(job, bytes).map(Some).map_err(|error| error.to_string())
         }
         (None, Some(_)) => Err("the invitation has a support, but the job sends all coordinates".into()),
         (Some(_), None) => Err("the invitation has no support, but the job needs one".into()),

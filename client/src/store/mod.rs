@@ -5,7 +5,7 @@
 //! DIR/incoming/DIGEST.part          a model, as far as it came; deleted at the next start
 //! DIR/outbox/RUN-ROUND.{update,json}  an update until its round is over; survives a restart
 //! DIR/outbox/RUN-ROUND.metrics        a run's last noised metrics
-//! DIR/residuals/RUN.{current,pending} what updates left out: see `residuals`
+//! DIR/residuals/RUN.residual         what updates left out: see `residuals`
 //! DIR/ledger.jsonl …                the privacy ledger: see `account`
 //! DIR/peers.json  masked-uploads.json …  other nodes and what was masked: see `masking`
 //! ```
@@ -14,7 +14,7 @@
 
 mod residuals;
 
-pub use residuals::{Residuals, aged};
+pub use residuals::Residuals;
 
 use std::borrow::Cow;
 use std::fs::{self, File, OpenOptions, TryLockError};

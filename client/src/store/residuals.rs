@@ -1,39 +1,20 @@
-//! What updates left out (error feedback): one vector per run, which the next update starts from.
+//! What updates left out (error feedback), on the disk: one file per run, `residuals/RUN.residual`.
 //!
-//! Two slots, because only the coordinator can say whether an update counts. What a round's update left out is *pending*
-//! beside its kept bytes; it becomes *current* when the round is published with the update in it, and is deleted
-//! otherwise: the earlier one stays, and the round's own change is lost rather than sent twice.
+//! The rules are those of [`ResidualJournal`]: what a round's update left out counts once the round is published with the
+//! update in it. The file is the number of parameters (u64, little endian) and the journal's bytes.
 
-use std::fs::{self, File};
-use std::io::{self, Read as _, Write as _};
+use std::fs;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
+use tributary_common::compression::residual::{Outcome, ResidualJournal};
 use tributary_common::digest::Digest;
 use tributary_common::ids::RunId;
-use tributary_common::model::{from_bytes, to_bytes};
 
 use super::{FolderError, at, files, remove, write_whole};
 use crate::machine::RoundKey;
 
-/// Each round in which a client was not, what it left out counts for less: it was meant for an older model.
-const DECAY: f32 = 0.9;
-/// After so many rounds it counts for nothing.
-const LONGEST_GAP: u32 = 20;
-/// Round and digest, before the values.
-const HEADER_BYTES: usize = 4 + 32;
-
-/// What a client left out in `settled` as it counts in a later `round`: `None` when it is too old.
-pub fn aged(mut residual: Vec<f32>, settled: u32, round: u32) -> Option<Vec<f32>> {
-    let gap = round.saturating_sub(settled).saturating_sub(1);
-    if gap > LONGEST_GAP {
-        return None;
-    }
-    if gap > 0 {
-        let factor = DECAY.powi(i32::try_from(gap).unwrap_or(i32::MAX));
-        residual.iter_mut().for_each(|value| *value *= factor);
-    }
-    Some(residual)
-}
+const EXTENSION: &str = "residual";
 
 /// The residuals in one folder.
 #[derive(Debug)]
@@ -47,69 +28,72 @@ impl Residuals {
         Self { dir }
     }
 
-    fn path(&self, run: RunId, slot: &str) -> PathBuf {
-        self.dir.join(format!("{run}.{slot}"))
+    fn path(&self, run: RunId) -> PathBuf {
+        self.dir.join(format!("{run}.{EXTENSION}"))
     }
 
-    /// What the update of a round starts from: `parameters` values, if there are any.
+    /// Adds to `delta`, the update of a round, what earlier updates of the run left out, and returns the journal for
+    /// [`Residuals::keep`]. `lineage` names the model's layout.
     ///
     /// # Errors
-    /// [`FolderError::Io`]. What is damaged, or belongs to another model, counts as nothing.
-    pub fn before(&self, key: RoundKey, parameters: usize) -> Result<Option<Vec<f32>>, FolderError> {
-        let path = self.path(key.run, "current");
-        let Some((settled, values)) = read(&path)? else { return Ok(None) };
-        if values.len() != parameters {
-            tracing::warn!("{}: is of another model; it is not used", path.display());
-            return Ok(None);
+    /// [`FolderError::Io`]. What is damaged or does not fit counts as nothing: it is a help, not a debt.
+    pub fn add(
+        &self,
+        key: RoundKey,
+        lineage: Digest,
+        delta: &mut [f32],
+    ) -> Result<ResidualJournal, FolderError> {
+        let none = || ResidualJournal::new(delta.len());
+        let journal = match read(&self.path(key.run))? {
+            Some((parameters, journal)) if parameters == delta.len() => journal,
+            _ => none(),
+        };
+        match journal.add_kept(key.round, lineage, delta) {
+            Ok(()) => Ok(journal),
+            Err(error) => {
+                tracing::warn!("what updates to run {} left out is not used: {error}", key.run);
+                Ok(ResidualJournal::new(delta.len()))
+            }
         }
-        Ok(aged(values, settled, key.round))
     }
 
-    /// Keeps what the update of a round leaves out, until it is settled or dropped. On return it is flushed to the disk.
+    /// Keeps a journal, with what the update of its round leaves out: flushed before a byte of the update leaves.
     ///
     /// # Errors
     /// [`FolderError::Io`].
-    pub fn keep(&self, key: RoundKey, residual: &[f32]) -> Result<(), FolderError> {
-        let values = to_bytes(residual);
-        write_whole(&self.path(key.run, "pending"), 0o600, |file| {
-            file.write_all(&key.round.to_le_bytes())?;
-            file.write_all(&Digest::of(&values).0)?;
-            file.write_all(&values)
+    pub fn keep(&self, run: RunId, parameters: usize, journal: &ResidualJournal) -> Result<(), FolderError> {
+        write_whole(&self.path(run), 0o600, |file| {
+            file.write_all(&(parameters as u64).to_le_bytes())?;
+            file.write_all(&journal.to_bytes())
         })
     }
 
-    /// The round was published with the update in it.
+    /// Says what became of the update of a round, if it is waited for.
     ///
     /// # Errors
     /// [`FolderError::Io`].
-    pub fn settle(&self, key: RoundKey) -> Result<(), FolderError> {
-        let pending = self.path(key.run, "pending");
-        if round_of(&pending)? != Some(key.round) {
-            return Ok(());
+    pub fn settle(&self, key: RoundKey, outcome: Outcome) -> Result<(), FolderError> {
+        let Some((parameters, mut journal)) = read(&self.path(key.run))? else { return Ok(()) };
+        match journal.settle(key.round, outcome) {
+            Ok(()) => self.keep(key.run, parameters, &journal),
+            Err(_) => Ok(()), // nobody waits, or for another round
         }
-        fs::rename(&pending, self.path(key.run, "current")).map_err(at(&pending))?;
-        File::open(&self.dir).and_then(|dir| dir.sync_all()).map_err(at(&self.dir))
     }
 
-    /// The update of a round does not count.
+    /// After a start: what was to leave with updates that are not in the outbox never left.
     ///
     /// # Errors
     /// [`FolderError::Io`].
-    pub fn drop_pending(&self, key: RoundKey) -> Result<(), FolderError> {
-        let pending = self.path(key.run, "pending");
-        if round_of(&pending)? == Some(key.round) { remove(&pending) } else { Ok(()) }
-    }
-
-    /// Deletes what belongs to updates that are no longer there.
-    ///
-    /// # Errors
-    /// [`FolderError::Io`].
-    pub fn keep_only(&self, kept: &[RoundKey]) -> Result<(), FolderError> {
-        for path in files(&self.dir)?.iter().filter(|path| is_pending(path)) {
-            let round = round_of(path)?;
-            let wanted = |key: &&RoundKey| self.path(key.run, "pending") == *path && Some(key.round) == round;
-            if kept.iter().find(wanted).is_none() {
-                remove(path)?;
+    pub fn settle_all_but(&self, kept: &[RoundKey]) -> Result<(), FolderError> {
+        for path in files(&self.dir)? {
+            let Some((parameters, mut journal)) = read(&path)? else { continue };
+            let Some((round, _)) = journal.pending() else { continue };
+            let is_kept = |key: &RoundKey| key.round == round && self.path(key.run) == path;
+            if !kept.iter().any(is_kept) && journal.settle(round, Outcome::NotAccepted).is_ok() {
+                let run = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse().ok());
+                if let Some(run) = run {
+                    self.keep(run, parameters, &journal)?;
+                }
             }
         }
         Ok(())
@@ -120,50 +104,25 @@ impl Residuals {
     /// # Errors
     /// [`FolderError::Io`].
     pub fn forget(&self, run: RunId) -> Result<(), FolderError> {
-        remove(&self.path(run, "pending"))?;
-        remove(&self.path(run, "current"))
+        remove(&self.path(run))
     }
 }
 
-fn is_pending(path: &Path) -> bool {
-    path.extension().is_some_and(|extension| extension == "pending")
-}
-
-fn bytes(path: &Path) -> Result<Option<Vec<u8>>, FolderError> {
-    match fs::read(path) {
-        Ok(bytes) => Ok(Some(bytes)),
-        Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(cause) => Err(at(path)(cause)),
-    }
-}
-
-/// The round that stands in front; `None` of a file that is not there, or too short.
-fn round_of(path: &Path) -> Result<Option<u32>, FolderError> {
-    let mut round = [0; 4];
-    match File::open(path).and_then(|mut file| file.read_exact(&mut round)) {
-        Ok(()) => Ok(Some(u32::from_le_bytes(round))),
-        Err(cause) if matches!(cause.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof) => {
-            Ok(None)
-        }
-        Err(cause) => Err(at(path)(cause)),
-    }
-}
-
-fn read(path: &Path) -> Result<Option<(u32, Vec<f32>)>, FolderError> {
-    let Some(bytes) = bytes(path)? else { return Ok(None) };
-    let whole = || {
-        let (header, values) = bytes.split_at_checked(HEADER_BYTES)?;
-        let (round, digest) = header.split_first_chunk()?;
-        if Digest::of(values).0 != digest {
-            return None;
-        }
-        Some((u32::from_le_bytes(*round), from_bytes(values)?))
+/// A file's number of parameters and journal; `None` where it is not there or damaged.
+fn read(path: &Path) -> Result<Option<(usize, ResidualJournal)>, FolderError> {
+    let bytes = match fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(cause) => return Err(at(path)(cause)),
     };
-    let found = whole();
-    if found.is_none() {
+    let journal = bytes.split_first_chunk().and_then(|(parameters, journal)| {
+        let parameters = usize::try_from(u64::from_le_bytes(*parameters)).ok()?;
+        Some((parameters, ResidualJournal::from_bytes(journal, parameters).ok()?))
+    });
+    if journal.is_none() {
         tracing::warn!("{}: what updates left out is damaged; it is not used", path.display());
     }
-    Ok(found)
+    Ok(journal)
 }
 
 #[cfg(test)]
@@ -175,53 +134,66 @@ mod tests {
         RoundKey { run: RunId(5), round }
     }
 
-    #[test]
-    fn only_an_update_that_counts_moves_what_is_left_out() {
-        let dir = tempfile::tempdir().unwrap();
-        let folder = Folder::open(dir.path()).unwrap();
-        let residuals = folder.residuals();
-        assert_eq!(residuals.before(key(1), 2).unwrap(), None);
-        residuals.keep(key(1), &[1.0, 2.0]).unwrap();
-        assert_eq!(residuals.before(key(2), 2).unwrap(), None, "nobody said that it counts");
-        residuals.settle(key(1)).unwrap();
-        assert_eq!(residuals.before(key(2), 2).unwrap(), Some(vec![1.0, 2.0]));
-        // The next round's does not count.
-        residuals.keep(key(2), &[9.0, 9.0]).unwrap();
-        residuals.drop_pending(key(1)).unwrap();
-        residuals.settle(key(1)).unwrap();
-        residuals.drop_pending(key(2)).unwrap();
-        residuals.settle(key(2)).unwrap();
-        drop(folder);
-        let folder = Folder::open(dir.path()).unwrap();
-        let residuals = folder.residuals();
-        assert_eq!(residuals.before(key(3), 2).unwrap(), Some(vec![0.9, 1.8]), "a round older");
-        assert_eq!(residuals.before(key(23), 2).unwrap(), None, "too old");
-        assert_eq!(residuals.before(key(2), 3).unwrap(), None, "of another model");
-        residuals.forget(RunId(5)).unwrap();
-        assert_eq!(residuals.before(key(2), 2).unwrap(), None);
+    fn lineage() -> Digest {
+        Digest::of(b"layout")
+    }
+
+    /// What the update of a round starts from.
+    fn before(residuals: &Residuals, round: u32) -> Vec<f32> {
+        let mut delta = vec![0.0; 2];
+        residuals.add(key(round), lineage(), &mut delta).unwrap();
+        delta
+    }
+
+    /// Encodes an update of a round that leaves `left` out.
+    fn leave_out(residuals: &Residuals, round: u32, left: [f32; 2]) {
+        let mut journal = residuals.add(key(round), lineage(), &mut [0.0; 2]).unwrap();
+        let payload = Digest::of(&round.to_le_bytes());
+        journal.write_pending(round, lineage(), payload, left.to_vec(), None).unwrap();
+        residuals.keep(RunId(5), 2, &journal).unwrap();
     }
 
     #[test]
-    fn a_crash_leaves_what_was_current_and_damage_leaves_nothing() {
+    fn what_is_left_out_counts_from_run_to_run_only_if_the_update_did() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::open(dir.path()).unwrap();
+        leave_out(folder.residuals(), 1, [1.0, 2.0]);
+        folder.residuals().settle(key(1), Outcome::Accepted).unwrap();
+        assert_eq!(before(folder.residuals(), 2), [1.0, 2.0]);
+        leave_out(folder.residuals(), 2, [9.0, 9.0]);
+        folder.residuals().settle(key(1), Outcome::Accepted).unwrap();
+        folder.residuals().settle(key(2), Outcome::NotAccepted).unwrap();
+        folder.residuals().settle(key(2), Outcome::Accepted).unwrap();
+        drop(folder);
+        let folder = Folder::open(dir.path()).unwrap();
+        assert_eq!(before(folder.residuals(), 3), [0.9, 1.8], "meant for an older model");
+        assert_eq!(before(folder.residuals(), 30), [0.0, 0.0]);
+        let mut other = vec![0.0; 3];
+        folder.residuals().add(key(3), lineage(), &mut other).unwrap();
+        assert_eq!(other, [0.0; 3], "of another model");
+        folder.residuals().forget(RunId(5)).unwrap();
+        assert_eq!(before(folder.residuals(), 2), [0.0, 0.0]);
+    }
+
+    #[test]
+    fn after_a_crash_only_updates_that_were_kept_are_waited_for() {
         let dir = tempfile::tempdir().unwrap();
         let folder = Folder::open(dir.path()).unwrap();
         let residuals = folder.residuals();
-        residuals.keep(key(1), &[1.0]).unwrap();
-        residuals.settle(key(1)).unwrap();
-        residuals.keep(key(2), &[2.0]).unwrap();
-        residuals.keep_only(&[key(2), RoundKey { run: RunId(6), round: 2 }]).unwrap();
-        residuals.settle(key(2)).unwrap();
-        assert_eq!(residuals.before(key(3), 1).unwrap(), Some(vec![2.0]), "its update was kept");
-        residuals.keep(key(3), &[3.0]).unwrap();
-        residuals.keep_only(&[key(2)]).unwrap();
-        residuals.settle(key(3)).unwrap();
-        assert_eq!(residuals.before(key(3), 1).unwrap(), Some(vec![2.0]), "its update was not");
-        let path = dir.path().join("residuals").join(format!("{}.current", RunId(5)));
-        let mut damaged = fs::read(&path).unwrap();
-        *damaged.last_mut().unwrap() ^= 1;
-        fs::write(&path, damaged).unwrap();
-        assert_eq!(residuals.before(key(3), 1).unwrap(), None);
-        fs::write(&path, "xy").unwrap();
-        assert_eq!(residuals.before(key(3), 1).unwrap(), None);
+        leave_out(residuals, 1, [1.0, 1.0]);
+        residuals.settle_all_but(&[key(1), RoundKey { run: RunId(6), round: 1 }]).unwrap();
+        residuals.settle(key(1), Outcome::Accepted).unwrap();
+        leave_out(residuals, 2, [2.0, 2.0]);
+        residuals.settle_all_but(&[key(1)]).unwrap();
+        residuals.settle(key(2), Outcome::Accepted).unwrap();
+        assert_eq!(before(residuals, 2), [1.0, 1.0]);
+        leave_out(residuals, 2, [2.0, 2.0]);
+        residuals.settle(key(2), Outcome::Unknown).unwrap();
+        assert_eq!(before(residuals, 3), [0.0, 0.0], "either could be in the model");
+        let path = dir.path().join("residuals").join(format!("{}.{EXTENSION}", RunId(5)));
+        for damaged in ["", "xy", "0123456789"] {
+            fs::write(&path, damaged).unwrap();
+            assert_eq!(before(residuals, 3), [0.0, 0.0]);
+        }
     }
 }

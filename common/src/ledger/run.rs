@@ -81,7 +81,9 @@ pub struct RunLedger {
     log: Log,
     run: Option<RunOpening>,
     published: u32,
-    /// The last attempt at the round after the published ones.
+    /// The round under way: the one after the published ones and those that were lost under masks.
+    current: u32,
+    /// The last attempt at it.
     attempt: u32,
     /// Payloads of that round, by node.
     payloads: BTreeMap<NodeName, Digest>,
@@ -100,7 +102,7 @@ impl RunLedger {
             return Err(Fault::WrongRole);
         }
         let (payloads, noised) = (BTreeMap::new(), BTreeSet::new());
-        Ok(Self { log, run: None, published: 0, attempt: 0, payloads, noised, over: false })
+        Ok(Self { log, run: None, published: 0, current: 1, attempt: 0, payloads, noised, over: false })
     }
 
     /// The state after all `records`.
@@ -127,9 +129,9 @@ impl RunLedger {
         self.run.as_ref()
     }
 
-    /// The payload that a node sent for the round under way, in an earlier attempt.
-    pub fn payload_of(&self, node: &NodeName) -> Option<Digest> {
-        self.payloads.get(node).copied()
+    /// The payload that a node sent for `round`, if that is the one under way, in an earlier attempt.
+    pub fn payload_of(&self, node: &NodeName, round: u32) -> Option<Digest> {
+        self.payloads.get(node).filter(|_| round == self.current).copied()
     }
 
     /// Rounds published.
@@ -181,6 +183,7 @@ impl RunLedger {
             Body::RoundPublished { round, attempt, participants, .. } => {
                 let fits = self.fits(*round, *attempt, participants);
                 self.published = (*round).max(self.published);
+                self.current = self.published.saturating_add(1);
                 self.attempt = 0;
                 self.payloads.clear();
                 let rounds = self.run.as_ref().map_or(0, |run| run.rounds);
@@ -191,6 +194,10 @@ impl RunLedger {
             }
             Body::RoundAbandoned { round, attempt, participants } => {
                 let fits = self.fits(*round, *attempt, participants);
+                if *round > self.current {
+                    self.current = *round;
+                    self.payloads.clear();
+                }
                 self.attempt = (*attempt).max(self.attempt);
                 for Participant { node, payload } in participants {
                     self.payloads.extend(payload.map(|payload| (node.clone(), payload)));
@@ -228,7 +235,7 @@ impl RunLedger {
     /// [`RunRefusal`].
     pub fn noise_round(&self, round: u32, events: Vec<Event>) -> Result<Option<Body>, RunRefusal> {
         self.open()?;
-        if round != self.published.saturating_add(1) {
+        if round != self.current {
             return Err(RunRefusal::Round { found: round, published: self.published });
         }
         if self.noised.contains(&round) {
@@ -299,7 +306,9 @@ impl RunLedger {
     /// Correction 11: rounds and attempts in order, and one payload per node and round, whatever the attempt.
     fn fits(&self, round: u32, attempt: u32, participants: &[Participant]) -> Result<(), RunRefusal> {
         self.open()?;
-        if round != self.published.saturating_add(1) {
+        // A masked round that was abandoned is not tried again: the next follows, and counts its attempts on.
+        let lost = self.attempt > 0 && round == self.current.saturating_add(1);
+        if round != self.current && !lost {
             return Err(RunRefusal::Round { found: round, published: self.published });
         }
         if attempt <= self.attempt {
@@ -308,7 +317,8 @@ impl RunLedger {
         let mut now: BTreeMap<&NodeName, Digest> = BTreeMap::new();
         for Participant { node, payload } in participants {
             let Some(payload) = payload else { continue };
-            let first = self.payloads.get(node).or_else(|| now.get(node)).copied();
+            let earlier = self.payloads.get(node).filter(|_| !lost);
+            let first = earlier.or_else(|| now.get(node)).copied();
             if let Some(first) = first.filter(|first| first != payload) {
                 let (node, second) = (node.clone(), *payload);
                 return Err(RunRefusal::SecondPayload { node, round, first, second });
@@ -419,5 +429,25 @@ mod tests {
         let records: Vec<_> =
             lines[1..lines.len() - 1].iter().map(|line| Record::parse(line).unwrap()).collect();
         assert_eq!(&RunLedger::replay(&records).unwrap(), book.core());
+    }
+
+    /// A masked round that cannot be opened is lost; the next one has other payloads, paid for anew.
+    #[test]
+    fn a_lost_round_is_followed_by_the_next_and_by_no_later_one() {
+        let key = LedgerKey::from_seed([7; 32]);
+        let mut book = RunBook::in_memory(&"coordinator".parse().unwrap(), key, NOW).unwrap();
+        book.open_run(RunOpening { rounds: 4, ..opening() }, NOW).unwrap();
+        let (a, model) = (sent("a", b"1"), Digest::of(b"model"));
+        let skipped = refused(book.publish_round(2, 1, model, vec![a.clone()], NOW));
+        assert!(matches!(skipped, RunRefusal::Round { found: 2, .. }), "nothing was lost");
+        book.abandon_round(1, 1, vec![a.clone()], NOW).unwrap();
+        assert_eq!(book.core().payload_of(&a.node, 1), a.payload);
+        assert_eq!(book.core().payload_of(&a.node, 2), None);
+        let late = refused(book.publish_round(3, 2, model, vec![a.clone()], NOW));
+        assert!(matches!(late, RunRefusal::Round { found: 3, .. }));
+        book.abandon_round(2, 2, vec![sent("a", b"2")], NOW).unwrap();
+        book.publish_round(3, 3, model, vec![sent("a", b"3")], NOW).unwrap();
+        assert_eq!(book.core().published(), 3);
+        book.publish_round(4, 1, model, vec![sent("a", b"4")], NOW).unwrap();
     }
 }

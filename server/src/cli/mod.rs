@@ -15,7 +15,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use tracing_subscriber::EnvFilter;
 use tributary_common::ids::{NodeName, RunId};
 
-use crate::config::ServerConfig;
+use crate::config::{Drill, ServerConfig};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -68,6 +68,9 @@ enum Command {
     Serve {
         #[command(flatten)]
         config: ConfigArg,
+        /// For drills: stand still at this step of a masked round, to be killed.
+        #[arg(long, value_name = "STEP", hide = true)]
+        pause_at: Option<Drill>,
     },
     /// Tokens with which nodes enrol.
     #[command(subcommand)]
@@ -289,7 +292,9 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
             let config = ServerConfig::load(&file).map_err(Failure::usage)?;
             print(&show::config(&config)).map(done)
         }
-        Command::Serve { config } => commands::serve(&config.load()?).map(done),
+        Command::Serve { config, pause_at } => {
+            commands::serve(&ServerConfig { pause_at, ..config.load()? }).map(done)
+        }
         Command::Token(command) => commands::with_runtime(commands::token(command)),
         Command::Nodes(command) => commands::with_runtime(commands::nodes(command)),
         Command::Run(command) => commands::with_runtime(commands::run(command)),

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -31,6 +32,8 @@ const PART_VALUES: usize = 1 << 18;
 pub struct SledStore {
     models: ContentFolder,
     database: Database,
+    /// For drills: how many more times a session is written down before the process stands still, to be killed.
+    until_pause: Option<AtomicU32>,
 }
 
 /// What never changes of a run.
@@ -136,7 +139,13 @@ impl SledStore {
             }
         };
         let models = ContentFolder::open(models, "model")?;
-        Ok(Self { models, database: Database::open(dir, sequence, acknowledged)? })
+        let database = Database::open(dir, sequence, acknowledged)?;
+        Ok(Self { models, database, until_pause: None })
+    }
+
+    /// For drills: the process stands still for good once a session was written down so many times.
+    pub fn standing_still_after(self, sessions: u32) -> Self {
+        Self { until_pause: Some(AtomicU32::new(sessions)), ..self }
     }
 
     fn entry(&self, run: RunId) -> Result<RunEntry, StoreError> {
@@ -269,7 +278,16 @@ impl Store for SledStore {
 
     fn journal_session(&self, run: RunId, session: &[u8]) -> Result<(), StoreError> {
         self.entry(run)?;
-        self.database.write(|write| write.put(session_key(run), &BASE64.encode(session)))
+        self.database.write(|write| write.put(session_key(run), &BASE64.encode(session)))?;
+        if let Some(left) = &self.until_pause
+            && left.fetch_sub(1, Ordering::Relaxed) == 1
+        {
+            tracing::warn!("drill: stands still");
+            loop {
+                std::thread::sleep(std::time::Duration::from_secs(3600));
+            }
+        }
+        Ok(())
     }
 
     fn session(&self, run: RunId) -> Result<Option<Vec<u8>>, StoreError> {

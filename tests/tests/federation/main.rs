@@ -3,5 +3,6 @@
 
 mod bad_input;
 mod identity;
+mod masked;
 mod privacy;
 mod same_bits;

@@ -34,10 +34,7 @@ pub(crate) fn run(repository: &Path, bench: &Bench) -> anyhow::Result<ExitCode> 
         }
         Bench::Peers(options) => return peers::run(repository, options),
         Bench::Privacy { python } => return privacy::run(repository, python.as_deref()),
-        Bench::Secagg(options) => {
-            libtorch::set_up(repository)?;
-            return secagg::run(repository, options);
-        }
+        Bench::Secagg(options) => return secagg::run(repository, options),
         Bench::Scale(options) => scale::run(repository, options)?,
     }
     Ok(ExitCode::SUCCESS)

@@ -22,7 +22,9 @@ pub(super) fn run(repository: &Path, options: &Secagg) -> anyhow::Result<ExitCod
     let before = Probe::take();
     println!("before: {before}\n");
     let mut command = cargo::cargo(repository);
-    command.args(["bench", "--workspace", "--bench", "secagg", "--"]).args(&options.dimensions);
+    // The library alone: it needs no libtorch.
+    command.args(["bench", "--package", "tributary-common", "--bench", "secagg", "--"]);
+    command.args(&options.dimensions);
     let ours = cargo::output(&mut command).context("the bench `secagg` failed")?;
     print!("{ours}");
     let mut command = cargo::cargo(repository);

@@ -286,3 +286,28 @@ impl<L: Lane> Vectorised for Round<'_, L> {
         rounded
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Where x·s + u is an integer to the last bit, or just below it.
+    #[test]
+    fn coins_decide_to_the_last_bit() {
+        let values = [0.25, 0.25, -0.25, -0.25, 1.0, 1.0, -1.0, 2.5, 0.0, 9.0, -9.0, f32::NAN];
+        let quarter = 1 << 30;
+        let coins = [3 * quarter, 3 * quarter - 1, quarter, quarter - 1, 0, !0, !0, !0, !0, !0, 0, 0u32];
+        let expected = [1, 0, 0, -1, 1, 1, -1, 3, 0, 3, -3];
+        let (mut by_vectors, mut plain) = ([0u64; 12], [0u64; 12]);
+        let round =
+            |lanes| Round { values: &values, coins: &coins, limit: 3.0, scale: 1.0, bound: 3.0, lanes };
+        let work = round(&mut by_vectors);
+        let first = vectorised(work);
+        let work = round(&mut plain);
+        let second = work.run();
+        assert_eq!([first.clipped, first.strange, second.clipped, second.strange], [2, 1, 2, 1]);
+        let integers = |lanes: [u64; 12]| lanes.map(|lane| lane as i64)[..11].to_vec();
+        assert_eq!(integers(by_vectors), expected);
+        assert_eq!(integers(plain), expected);
+    }
+}
