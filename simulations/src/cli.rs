@@ -19,7 +19,7 @@ use tributary_common::model::{self, Layout};
 use tributary_common::progress::Progress;
 
 use crate::canary::{CanaryArguments, CanaryError};
-use crate::engine::{Settings, Transport};
+use crate::engine::{Masks, Settings, Transport};
 use crate::follow::{Follower, Format};
 use crate::plan::Plan;
 use crate::privacy_plan;
@@ -159,6 +159,10 @@ struct RunArguments {
     /// How models and updates travel.
     #[arg(long, value_enum, default_value_t)]
     transport: Transport,
+    /// Whether the masks of a job with [secure_aggregation] are made, or left out: the models are the same. Without it:
+    /// on for cohorts of up to 64.
+    #[arg(long, value_enum)]
+    masks: Option<Masks>,
     /// What trains: for tests of everything else.
     #[arg(long, value_enum, default_value_t, hide = true)]
     trainer: TrainerKind,
@@ -286,16 +290,21 @@ fn run(arguments: &RunArguments, out: &mut dyn Write) -> Result<(), End> {
     follower.watch_for(arguments.target_accuracy);
     if arguments.format == Format::Human {
         follower.print(&session.opening(workers));
+        if job.secure_aggregation.is_some() {
+            follower.print(masks_words(arguments.masks.unwrap_or_else(|| Masks::by_default(&job))));
+        }
     }
     let stop = interruptible().map_err(failed)?;
-    let transport = arguments.transport;
+    let (transport, masks) = (arguments.transport, arguments.masks);
     let settings =
-        Settings { initial, imposed, transport, has_secret_noise, ..Settings::new(workers, trainer) };
+        Settings { initial, imposed, transport, masks, has_secret_noise, ..Settings::new(workers, trainer) };
     let ended = session.run(settings, trainer_name, target, follower, &stop, &mut |_| {}).map_err(failed)?;
     let (problem, interrupted, timing) = (ended.problem(), ended.interrupted(), ended.timing());
+    let traffic = ended.traffic();
     let folder = ended.write().map_err(failed)?;
     if arguments.format == Format::Human {
         // A reader that went away has seen enough.
+        let _ = writeln!(out, "{traffic}");
         let _ = writeln!(out, "virtual time: {timing}");
         let _ = writeln!(out, "report: {}", folder.join("report.html").display());
     }
@@ -303,6 +312,14 @@ fn run(arguments: &RunArguments, out: &mut dyn Write) -> Result<(), End> {
         None => Ok(()),
         Some(_) if interrupted => Err(End::Interrupted("interrupted".into())),
         Some(problem) => Err(failed(problem)),
+    }
+}
+
+/// One line that says whether masks are made.
+fn masks_words(masks: Masks) -> &'static str {
+    match masks {
+        Masks::On => "masks on: every client has a session with real keys; its messages are in the bytes",
+        Masks::Off => "masks off: the same sums without them, for speed; no message of a session is in the bytes",
     }
 }
 

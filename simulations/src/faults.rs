@@ -18,6 +18,7 @@ pub const SCHEMA: Schema = Schema {
         "dropout_probability",
         "dropout_before_training",
         "dropout_after_training",
+        "dropout_after_upload",
         "slow_probability",
         "slow_factor",
         "crash_probability",
@@ -57,6 +58,9 @@ pub struct FaultsConfig {
     /// Goes silent after training, before its update leaves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dropout_after_training: Option<f64>,
+    /// Goes silent after its update has arrived: its answers are missing where masks are to be taken off.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dropout_after_upload: Option<f64>,
     /// Trains `slow_factor` times as long.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slow_probability: Option<f64>,
@@ -111,6 +115,7 @@ impl FaultsConfig {
             ("dropout_probability", self.dropout_probability),
             ("dropout_before_training", self.dropout_before_training),
             ("dropout_after_training", self.dropout_after_training),
+            ("dropout_after_upload", self.dropout_after_upload),
             ("slow_probability", self.slow_probability),
             ("crash_probability", self.crash_probability),
             ("corrupt_upload_probability", self.corrupt_upload_probability),
@@ -136,10 +141,11 @@ impl FaultsConfig {
             );
         }
         let (before, after) = self.dropouts();
-        if before + after > 1.0 {
+        let together = before + after + self.dropout_after_upload.unwrap_or_default();
+        if together > 1.0 {
             return invalid(format!(
-                "dropout_before_training + dropout_after_training = {}: at most 1 is possible together",
-                before + after
+                "a client goes silent once: its probabilities before and after training and after the upload are \
+                 {together} together; at most 1 is possible together"
             ));
         }
         let pairs = [
@@ -221,6 +227,8 @@ pub enum Dropout {
     BeforeTraining,
     /// When it has trained.
     AfterTraining,
+    /// When its update has arrived.
+    AfterUpload,
 }
 
 /// What is wrong with a corrupt update.
@@ -309,6 +317,8 @@ impl Faults {
                 Some(Dropout::BeforeTraining)
             } else if dropout < before + after {
                 Some(Dropout::AfterTraining)
+            } else if dropout < before + after + config.dropout_after_upload.unwrap_or_default() {
+                Some(Dropout::AfterUpload)
             } else {
                 None
             },

@@ -26,6 +26,7 @@ pub mod replay;
 pub mod report;
 pub mod scenario;
 pub mod sweep;
+pub mod transfer_plan;
 pub mod workers;
 
 mod follow;

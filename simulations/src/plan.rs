@@ -3,16 +3,19 @@
 use std::fmt;
 
 use serde::Serialize;
+use tributary_common::exchange::ExchangeError;
+use tributary_common::job::JobError;
 use tributary_common::progress::bytes_words;
-
 use tributary_common::rng::{Purpose, Stream};
 
 use crate::engine::{Timing, duration};
 use crate::population::{Quantiles, Spread};
 use crate::privacy_plan::{self, PrivacyPlan};
 use crate::scenario::{Federation, Scenario, ScenarioError};
+use crate::transfer_plan::TransferPlan;
 
-/// The costs of a run. Bytes are those of models and updates; a real transport adds about one part in ten thousand.
+/// The costs of a run. Bytes are those of models, updates and sessions; a real transport adds about one part in ten
+/// thousand.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Plan {
     /// The job's name.
@@ -43,6 +46,8 @@ pub struct Plan {
     pub steps: Quantiles,
     /// SGD steps of all invited clients in one round, on average.
     pub steps_per_round: u64,
+    /// What one client sends and gets in a round.
+    pub transfers: TransferPlan,
     /// Bytes sent to clients in one round.
     pub bytes_down_per_round: u64,
     /// Bytes received from clients in one round, if all that are waited for arrive and no more.
@@ -73,18 +78,26 @@ impl Plan {
         let clients = spread.clients as u64;
         let invited = u64::from(job.invited()).min(clients);
         let cohort = u64::from(job.cohort.size).min(invited);
+        let transfers = TransferPlan::of(job).map_err(|error| {
+            let error = match error {
+                ExchangeError::Job(error) => error,
+                other => JobError::Invalid(other.to_string()),
+            };
+            ScenarioError::Job { path: scenario.path.clone(), error }
+        })?;
         let steps: Vec<u64> =
             federation.shares.iter().map(|share| job.train.steps(share.train.len() as u64)).collect();
         let times: Vec<u64> = (federation.shares.iter().zip(&steps).enumerate())
             .map(|(place, (share, steps))| {
                 let device = federation.devices.of(&share.name, place);
-                let transfers = device.download(parameters * 4) + device.upload(parameters * 4);
-                device.message() + transfers + device.training(*steps, 1.0)
+                let moved = device.download(parameters * 4) + device.upload(transfers.update_bytes);
+                device.message() + moved + device.training(*steps, 1.0)
             })
             .collect();
         let all_steps = steps.iter().fold(0u64, |sum, more| sum.saturating_add(*more));
         let steps = Quantiles::of(steps);
-        let (down, up) = (invited * parameters * 4, cohort * parameters * 4);
+        let down = invited * (parameters * 4 + transfers.down());
+        let up = cohort * transfers.up();
 
         let mut warnings = Vec::new();
         if clients < u64::from(job.invited()) {
@@ -125,6 +138,7 @@ impl Plan {
             steps,
             steps_per_round: all_steps / clients.max(1) * invited
                 + all_steps % clients.max(1) * invited / clients.max(1),
+            transfers,
             bytes_down_per_round: down,
             bytes_up_per_round: up,
             bytes_in_all: (down + up).saturating_mul(u64::from(job.rounds)),
@@ -216,6 +230,7 @@ impl fmt::Display for Plan {
             bytes_words(self.bytes_up_per_round),
             bytes_words(self.bytes_in_all)
         )?;
+        write!(f, "\n{}", self.transfers)?;
         write!(f, "\nvirtual time         about {}", self.timing)?;
         if let Some(privacy) = &self.privacy {
             write!(f, "\n{privacy}")?;

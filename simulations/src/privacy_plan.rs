@@ -6,6 +6,7 @@ use serde::Serialize;
 use tributary_common::job::{Job, JobError, PrivacyUnit};
 use tributary_common::privacy::accounting::filter::default_order;
 use tributary_common::privacy::accounting::{self, Accountant};
+use tributary_common::privacy::distributed;
 
 /// Noise per update coordinate above this share of a clip norm's makes a model of noise.
 const CLIENT_NOISE_SHARE: f64 = 0.5;
@@ -19,6 +20,12 @@ pub struct PrivacyPlan {
     pub epsilon: f64,
     /// The same by the Rényi accountant.
     pub epsilon_rdp: f64,
+    /// Noise in shares: ε if every other participant is dishonest; absent where each client's noise is its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub epsilon_alone: Option<f64>,
+    /// Noise in shares: how many of the survivors may be dishonest for `epsilon` to hold.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub colluders: Option<u32>,
     /// The job's `max_epsilon`.
     pub max_epsilon: f64,
     /// What a node's account charges for the whole job: the cap, at the account's order, that has just room for it.
@@ -55,6 +62,9 @@ impl PrivacyPlan {
         // Noised metrics take a part of the budget that this figure does not know.
         let enough = if privacy.metrics_noise.is_some() {
             None
+        } else if let Some(plan) = job.noise_plan()? {
+            let rounds = u64::from(job.rounds);
+            distributed::noise_multiplier_for(most, delta, sampling_rate, rounds, &plan.requirements).ok()
         } else {
             accounting::noise_multiplier_for(most, delta, sampling_rate, steps, unit, Accountant::Best).ok()
         };
@@ -73,10 +83,16 @@ impl PrivacyPlan {
         let epsilon_rdp = at(job.rounds, Accountant::Rdp)?;
         let account_order = default_order(epsilon_rdp.max(0.01), delta).map_err(|error| invalid(&error))?;
         let spent = accounting::rdp::composed(&job.events(job.rounds), account_order);
+        let colluders =
+            job.secure_aggregation.as_ref().filter(|_| job.is_distributed()).map(|masks| masks.colluders);
+        let alone = colluders.map(|_| distributed::guarantees(&job.events(job.rounds), delta, unit));
+        let alone = alone.transpose().map_err(|error| invalid(&error))?;
         Ok(Some(Self {
             promise,
             epsilon,
             epsilon_rdp,
+            epsilon_alone: alone.map(|(_, alone)| alone.epsilon),
+            colluders,
             max_epsilon: most,
             account_epsilon: accounting::rdp::epsilon_at(spent, delta, account_order),
             account_order,
@@ -139,6 +155,14 @@ impl fmt::Display for PrivacyPlan {
              more rounds would fit",
             self.epsilon, self.max_epsilon, self.epsilon_rdp, self.rounds_left
         )?;
+        if let (Some(alone), Some(colluders)) = (self.epsilon_alone, self.colluders) {
+            write!(
+                f,
+                "\n                     noise in shares: ε = {:.4} with at most {colluders} dishonest survivors; if everybody else is \
+                 dishonest, ε = {alone:.4}: the figure to name where peers are not pinned",
+                self.epsilon
+            )?;
+        }
         if let Some(noise) = self.noise_multiplier_for_max_epsilon {
             write!(f, "\n                     noise_multiplier = {noise:.4} is the least for max_epsilon")?;
         }

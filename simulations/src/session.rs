@@ -155,6 +155,18 @@ impl Ended<'_> {
         self.finished.timing.clone()
     }
 
+    /// What went over the network, in one line or more.
+    pub(crate) fn traffic(&self) -> String {
+        let mut text = self.history.traffic();
+        if self.finished.values_cut > 0 {
+            text.push_str(&format!(
+                "\nnote: {} values of updates were cut to [secure_aggregation] coordinate_limit: a larger one may be needed",
+                self.finished.values_cut
+            ));
+        }
+        text
+    }
+
     /// Why it is not what was asked for, in one line.
     pub(crate) fn problem(&self) -> Option<String> {
         self.shortfall().map(|what| format!("the run {what}"))

@@ -11,7 +11,7 @@ use tributary_client::trainer::{ArithmeticTrainer, ClientUpdate, Task, TorchTrai
 use tributary_common::job::Job;
 use tributary_common::model;
 use tributary_common::record::{
-    EvaluationRecord, Metrics, Participation, Reason, RoundRecord, RunEvent, RunState,
+    EvaluationRecord, Metrics, Participation, Reason, RoundOutcome, RoundRecord, RunEvent, RunState,
 };
 use tributary_server::round::ImposedSets;
 
@@ -23,6 +23,7 @@ use crate::scenario::{Overrides, Scenario};
 use crate::workers::MakeTrainer;
 
 mod conditions;
+mod masked;
 
 const SCENARIO: &str = r#"
 [job]

@@ -14,13 +14,14 @@ use tributary_common::digest::Digest;
 use tributary_common::ids::{NodeName, RunId};
 use tributary_common::job::{Job, JobError};
 use tributary_common::limits::{CHUNK_BYTES, MESSAGE_BYTES};
-use tributary_common::model::{Parameters, from_bytes, to_bytes};
+use tributary_common::model::{Parameters, from_bytes};
 use tributary_common::record::{Reason, UploadKey};
 use tributary_common::time::Time;
+use tributary_proto::coordinator::coordinator_message::Message as FromCoordinator;
 use tributary_proto::coordinator::node_message::Message as FromNode;
 use tributary_proto::coordinator::upload_part::Part;
 use tributary_proto::coordinator::{
-    Chunk, CoordinatorMessage, Decline, EvaluationReport, FetchRequest, Metrics, NodeMessage, UploadHeader,
+    Chunk, CoordinatorMessage, Decline, EvaluationReport, FetchRequest, Masking, Metrics, NodeMessage, UploadHeader,
     UploadPart,
 };
 use tributary_proto::{WireError, chunk, chunk_data};
@@ -74,8 +75,8 @@ impl Wire {
     pub(crate) fn to_node(&self, now: Time, input: NodeInput) -> Result<NodeInput, CrossingError> {
         let job_toml = self.job_toml.clone();
         let message = match input {
-            NodeInput::Invited { at: Attempt { run, round, attempt }, model, deadline, .. } => {
-                ToNode::Invite { run, round, attempt, job_toml, model, deadline }
+            NodeInput::Invited { at: Attempt { run, round, attempt }, model, deadline, support, .. } => {
+                ToNode::Invite { run, round, attempt, job_toml, model, deadline, support }
             }
             NodeInput::Dismissed { at: Attempt { run, round, attempt }, reason } => {
                 ToNode::Dismiss { run, round, attempt, reason }
@@ -90,6 +91,25 @@ impl Wire {
         Ok(read(arrived, now)?)
     }
 
+    /// What a node gets at `now` of a message of an attempt's session.
+    pub(crate) fn session_to_node(
+        &self,
+        now: Time,
+        at: Attempt,
+        message: Vec<u8>,
+    ) -> Result<Vec<u8>, CrossingError> {
+        let Attempt { run, round, attempt } = at;
+        let sent = to_wire(ToNode::Masking { run, round, attempt, message }, now);
+        match crossed(&CoordinatorMessage { message: Some(sent) })?.message {
+            Some(FromCoordinator::Masking(Masking { run, round, attempt, message }))
+                if (RunId(run), round, attempt) == (at.run, at.round, at.attempt) =>
+            {
+                Ok(message)
+            }
+            _ => Err(CrossingError::Parts("a message of another kind")),
+        }
+    }
+
     /// What the coordinator's core gets of a node's message.
     pub(crate) fn to_coordinator(&self, input: RunInput) -> Result<RunInput, CrossingError> {
         let run = self.run.0;
@@ -102,6 +122,9 @@ impl Wire {
                 let metrics = Some(Metrics::from(&metrics));
                 (node, FromNode::Evaluation(EvaluationReport { run, round, metrics }))
             }
+            RunInput::Masking { node, round, attempt, message } => {
+                (node, FromNode::Masking(Masking { run, round, attempt, message }))
+            }
             own => return Ok(own),
         };
         match crossed(&NodeMessage { message: Some(message) })?.message {
@@ -113,6 +136,9 @@ impl Wire {
                 let metrics = report.metrics.as_ref().map(tributary_proto::metrics).transpose()?;
                 let metrics = metrics.unwrap_or_default();
                 Ok(RunInput::Evaluated { node, round: report.round, metrics })
+            }
+            Some(FromNode::Masking(Masking { round, attempt, message, .. })) => {
+                Ok(RunInput::Masking { node, round, attempt, message })
             }
             _ => Err(CrossingError::Parts("a message of another kind")),
         }
@@ -136,9 +162,9 @@ impl Wire {
         node: &NodeName,
         at: Attempt,
         kept: &Kept,
-        delta: &[f32],
+        bytes: Vec<u8>,
     ) -> Result<Update, CrossingError> {
-        receive(&self.staging, node, parts(at, kept, delta)?.into_iter())
+        receive(&self.staging, node, parts(at, kept, bytes.into())?.into_iter())
     }
 }
 
@@ -174,13 +200,12 @@ fn assemble(
 }
 
 /// The node's side of an upload: its header and its chunks.
-fn parts(at: Attempt, kept: &Kept, delta: &[f32]) -> Result<Vec<Bytes>, CrossingError> {
+fn parts(at: Attempt, kept: &Kept, bytes: Bytes) -> Result<Vec<Bytes>, CrossingError> {
     let Attempt { run, round, attempt } = at;
     let digest = kept.digest.ok_or(CrossingError::Parts("the update has no digest"))?.0.to_vec();
     let (total_bytes, examples) = (kept.bytes, kept.examples);
     let header = UploadHeader { run: run.0, round, attempt, digest, total_bytes, examples };
     let mut frames = vec![frame(&UploadPart { part: Some(Part::Header(header)) })?];
-    let bytes = Bytes::from(to_bytes(delta));
     for start in (0..bytes.len()).step_by(CHUNK_BYTES) {
         let data = bytes.slice(start..bytes.len().min(start + CHUNK_BYTES));
         let part = Part::Chunk(chunk(start as u64, data, total_bytes));
@@ -220,7 +245,7 @@ fn receive(
 
 #[cfg(test)]
 mod tests {
-    use tributary_common::model;
+    use tributary_common::model::{self, to_bytes};
     use tributary_server::run::Payload;
 
     use super::*;
@@ -239,6 +264,7 @@ mod tests {
             bytes,
             examples: 60,
             private: false,
+            masked: false,
             stored: Time(0),
         };
         (Attempt { run: RunId(1), round: 2, attempt: 1 }, kept)
@@ -255,7 +281,7 @@ mod tests {
         let (at, kept) = kept(&values);
         let staging = Staging::in_memory();
         let name = "a".parse().unwrap();
-        let update = receive(&staging, &name, parts(at, &kept, &values).unwrap().into_iter()).unwrap();
+        let update = receive(&staging, &name, parts(at, &kept, to_bytes(&values).into()).unwrap().into_iter()).unwrap();
         let Payload::Bytes(bytes) = &update.payload else { panic!("bytes crossed the wire") };
         assert_eq!(from_bytes(bytes).unwrap(), *values);
         assert_eq!((update.round, update.examples, update.digest), (2, 60, Some(digest)));
@@ -270,7 +296,7 @@ mod tests {
         let chunks: Vec<Bytes> =
             ModelChunks::new(values.clone(), 0).map(|chunk| frame(&chunk).unwrap()).collect();
         let (at, kept) = kept(&values);
-        let upload = parts(at, &kept, &values).unwrap();
+        let upload = parts(at, &kept, to_bytes(&values).into()).unwrap();
         let damaged = |frames: &[Bytes], which: usize, at: usize, bit: u8| -> Vec<Bytes> {
             let mut frames = frames.to_vec();
             let mut frame = frames[which].to_vec();

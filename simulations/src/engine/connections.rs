@@ -50,6 +50,8 @@ impl Simulation<'_> {
             self.backlog.cancel(tickets);
         }
         self.unschedule(index, node.download.and_then(|download| download.ends));
+        // The update goes with the process, or its keys do.
+        self.settle_unknown(index);
     }
 
     /// Tells both sides that a client's connection ended or began. Computations go on without it, transfers wait.

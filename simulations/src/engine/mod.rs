@@ -6,14 +6,20 @@
 //! number of workers decides no bit and no record. `schedule` decides which computation is done when in real time,
 //! and bounds the updates in memory.
 //!
+//! Updates that are compressed, noised in shares or masked are real bytes. With masks every client of an attempt has a
+//! session with real keys (`sessions`), unless they are left out ([`Masks::Off`]): then the same integers are summed
+//! without, which gives the same models in less time.
+//!
 //! Devices and faults act through the inputs that a real federation has too: messages and transfers that take time,
 //! connections that end and begin, updates that are refused or come twice. A client's upload is part of its
 //! computation here, so that no update is in memory while it is virtually under way.
 
 mod connections;
+mod encoding;
 mod nodes;
 mod presence;
 mod schedule;
+mod sessions;
 mod timing;
 
 use std::collections::btree_map::Entry;
@@ -27,7 +33,9 @@ use tributary_client::machine::{
 };
 use tributary_client::trainer::{ClientUpdate, EVALUATION_BATCH, Task, TrainError};
 use tributary_common::aggregate::AggregationRule;
+use tributary_common::compression::residual::{Outcome as Settled, ResidualJournal};
 use tributary_common::digest::Digest;
+use tributary_common::exchange::{Exchange, ExchangeError};
 use tributary_common::ids::{NodeName, RunId};
 use tributary_common::job::{Job, JobError};
 use tributary_common::model::{self, Parameters};
@@ -37,15 +45,17 @@ use tributary_common::record::{Metrics, Reason, RunEvent, RunState};
 use tributary_common::time::Time;
 use tributary_server::ledger::{Ledger, LedgerError};
 use tributary_server::round::{self, ImposedSets};
-use tributary_server::run::{Outgoing, Payload, Rule, Run, RunError, Update};
+use tributary_server::run::{Opening, Outgoing, Payload, Rule, Run, RunError, Update};
 use tributary_server::store::{MemoryStore, Store, StoreError};
 
+pub(crate) use self::encoding::expected_update_bytes;
 pub use self::schedule::HELD_UPDATES_BYTES;
 pub use self::timing::{Timing, duration};
 
 use self::nodes::{Index, Population};
 use self::presence::Presence;
 use self::schedule::Backlog;
+use self::sessions::{COORDINATOR, Joined, Reply, Sessions};
 use self::timing::Clock;
 use crate::devices::{Device, Devices};
 use crate::faults::{Corruption, Dropout, Faults, Straggling};
@@ -55,6 +65,8 @@ use crate::workers::{MakeTrainer, Outcome, Pool, Work};
 
 /// Longest virtual time without an open attempt: after it too few clients will come.
 const LONGEST_WAIT_SECONDS: u32 = 30 * 86_400;
+/// Largest cohort whose masks are not left out unless that is asked for.
+const MASKED_BY_DEFAULT: u32 = 64;
 /// The one run of a simulation; it enters no random stream.
 const RUN: RunId = RunId(1);
 
@@ -79,6 +91,12 @@ pub enum SimulationError {
     /// The run's ledger.
     #[error(transparent)]
     Ledger(Box<LedgerError>),
+    /// The job's updates cannot travel as it asks.
+    #[error(transparent)]
+    Exchange(#[from] ExchangeError),
+    /// A rule of one's own needs to see updates.
+    #[error("a rule of your own sees single updates, which [secure_aggregation] hides: leave one of them out")]
+    Rule,
     /// A message did not survive its encoding.
     #[error("a message did not cross the wire: {0}")]
     Wire(#[from] CrossingError),
@@ -100,6 +118,22 @@ pub enum Transport {
     Wire,
 }
 
+/// Whether the masks of a job with `[secure_aggregation]` are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Masks {
+    /// Each client has a session with real keys, as in a real federation.
+    On,
+    /// The same integers are summed without masks: same models, less time. No message of a session is sent or counted.
+    Off,
+}
+
+impl Masks {
+    /// What is done where nobody says: masks are made for cohorts of up to 64.
+    pub fn by_default(job: &Job) -> Self {
+        if job.invited() <= MASKED_BY_DEFAULT { Self::On } else { Self::Off }
+    }
+}
+
 /// How a simulation runs, beside the scenario.
 pub struct Settings {
     /// Worker threads, from 1.
@@ -114,6 +148,8 @@ pub struct Settings {
     pub transport: Transport,
     /// A rule of one's own that makes each round's model of its updates; absent, the one that the job asks for.
     pub rule: Option<Box<dyn AggregationRule>>,
+    /// Whether masks are made, where the job asks for them; absent, [`Masks::by_default`].
+    pub masks: Option<Masks>,
     /// Whether the trainer draws a job's noise from secret bits: without it, nothing is private.
     pub has_secret_noise: bool,
 }
@@ -128,6 +164,7 @@ impl Settings {
             imposed: None,
             transport: Transport::Memory,
             rule: None,
+            masks: None,
             has_secret_noise: true,
         }
     }
@@ -171,6 +208,8 @@ pub struct Finished {
     pub timing: Timing,
     /// The export of the run's privacy ledger, as a coordinator's would be; absent without `[privacy]`.
     pub ledger: Option<String>,
+    /// Values of masked updates that were cut to `coordinate_limit`.
+    pub values_cut: u64,
 }
 
 /// When something ends, and its place among the events; absent while the node is not connected.
@@ -203,8 +242,12 @@ struct Node {
     device: Device,
     download: Option<Download>,
     computation: Option<Computation>,
-    /// What training produced, until it is delivered.
+    /// What training produced, until it is encoded or, if it is sent as it is, delivered.
     update: Option<ClientUpdate>,
+    /// The encoded update, until it is delivered.
+    encoded: Option<Vec<u8>>,
+    /// Its part in the session of the attempt.
+    session: Option<Joined>,
     /// When the attempt that it was invited to ends.
     deadline: Time,
 }
@@ -213,6 +256,8 @@ struct Node {
 #[derive(Debug)]
 enum Action {
     Node(Index, Input),
+    /// A message of an attempt's session reaches a node.
+    Session(Index, Attempt, Vec<u8>),
     Run(round::Input),
     Update {
         index: Index,
@@ -220,6 +265,8 @@ enum Action {
         update: Update,
         again: bool,
     },
+    /// A client dies once its update is delivered.
+    FallSilent(Index),
     /// The client's fault is over.
     Revive(Index),
 }
@@ -232,7 +279,7 @@ enum Event {
     /// A node's model is there.
     Downloaded,
     /// A message reaches a node, if it comes over this connection.
-    ToNode(u32, Input),
+    ToNode(u32, Action),
     /// A message reaches the coordinator.
     ToRun(round::Input),
     /// A device comes or goes.
@@ -264,6 +311,11 @@ pub fn simulate(
     store.create_run(RUN, &scenario.job.to_toml()?, digest, Time(0))?;
     let workers = settings.workers.max(1);
     let pool = Pool::start(workers, &settings.trainer)?;
+    let masked = scenario.job.secure_aggregation.is_some();
+    if masked && settings.rule.is_some() {
+        return Err(SimulationError::Rule);
+    }
+    let exchange = Exchange::of(&scenario.job)?;
     let of_the_job = || Rule::OfTheJob(Box::new(noise::add_gaussian));
     let rule = settings.rule.map_or_else(of_the_job, Rule::Own);
     // Virtual time has no hours; and without secret noise there is nothing to account for.
@@ -271,14 +323,25 @@ pub fn simulate(
     let ledger = accounted
         .then(|| Ledger::in_memory(RUN, &scenario.job, &scenario.job.to_toml()?, Time(0)))
         .transpose()?;
-    let (run, outgoing) = Run::open(store, RUN, Time(0), settings.imposed, rule, ledger)?;
+    let masks = settings.masks.unwrap_or_else(|| Masks::by_default(&scenario.job));
+    let coordinator = (masks == Masks::On).then_some(COORDINATOR);
+    let opening = Opening { imposed: settings.imposed, rule, ledger, coordinator };
+    let (run, outgoing) = Run::open(store, RUN, Time(0), opening)?;
 
     let devices = federation.devices.clone();
     let population = Population::new(scenario, federation);
+    let sessions = match exchange.masked() {
+        Some(masked) if masks == Masks::On => {
+            let names = population.indices().filter_map(|index| Some((index, population.name(index)?)));
+            Some(Sessions::new(run.job(), masked, &scenario.policy, names)?)
+        }
+        _ => None,
+    };
     let wire = match settings.transport {
         Transport::Memory => None,
         Transport::Wire => Some(Wire::new(RUN, run.job())?),
     };
+    let update_bytes = expected_update_bytes(&scenario.job, &exchange);
     let mut simulation = Simulation {
         job: run.job().clone(),
         wire,
@@ -290,6 +353,11 @@ pub fn simulate(
         events: BTreeMap::new(),
         scheduled: 0,
         backlog: Backlog::new(pool, workers, layout.parameters() as u64 * 4),
+        update_bytes,
+        exchange: Arc::new(exchange),
+        sessions,
+        residuals: BTreeMap::new(),
+        values_cut: 0,
         observe,
         devices,
         faults: Faults::new(scenario.job.seed, scenario.faults.clone()),
@@ -311,6 +379,7 @@ pub fn simulate(
         published: run.head().published,
         model: run.model().clone(),
         timing: simulation.clock.read(simulation.now),
+        values_cut: simulation.values_cut,
     })
 }
 
@@ -340,6 +409,14 @@ struct Simulation<'a> {
     events: BTreeMap<(Time, Index, u64), Event>,
     scheduled: u64,
     backlog: Backlog,
+    exchange: Arc<Exchange>,
+    /// How many bytes an update is expected to have: for how long an upload takes.
+    update_bytes: u64,
+    /// Absent, nothing is masked.
+    sessions: Option<Sessions>,
+    /// What clients' updates left out; of those that left anything.
+    residuals: BTreeMap<Index, ResidualJournal>,
+    values_cut: u64,
     observe: &'a mut dyn FnMut(Observation<'_>),
     devices: Devices,
     faults: Faults,
@@ -405,9 +482,9 @@ impl Simulation<'_> {
                 let input = download.map(|download| self.downloaded(download.model));
                 self.actions.extend(input.map(|input| Action::Node(index, input)));
             }
-            Event::ToNode(connection, input) => {
+            Event::ToNode(connection, action) => {
                 if self.presence.connection(index) == connection {
-                    self.actions.push_back(Action::Node(index, input));
+                    self.actions.push_back(action);
                 }
             }
             Event::ToRun(input) => self.actions.push_back(Action::Run(input)),
@@ -436,7 +513,12 @@ impl Simulation<'_> {
         let Computation { key, tickets, .. } = node.computation.as_ref()?;
         let key = *key;
         let is_training = tickets.clone().any(|ticket| self.backlog.is_training(ticket));
-        if is_training && self.run.wants(name, key.round).is_none() {
+        let is_wanted = match &self.sessions {
+            None => self.run.wants(name, key.round).is_some(),
+            // Updates are taken only once keys are exchanged: it may be trained before.
+            Some(_) => self.run.open_attempt().is_some_and(|open| open.0 == key.round),
+        };
+        if is_training && !is_wanted {
             // Its attempt is over, and the dismissal still under way: what nobody takes need not be computed.
             let at = Attempt { run: RUN, round: key.round, attempt: u32::MAX };
             return Some(Input::Dismissed { at, reason: Dismissal::NotUsed });
@@ -500,12 +582,20 @@ impl Simulation<'_> {
                 self.actions.push_back(Action::Node(index, Input::UploadDone { at }));
                 self.send(outgoing);
             }
+            Action::FallSilent(index) => self.fall_silent(index, true),
             Action::Revive(index) => {
                 if self.presence.revive(index) {
                     self.connection_changed(index);
                 }
             }
-            Action::Node(index, _) if !self.presence.is_connected(index) => {}
+            Action::Node(index, _) | Action::Session(index, ..) if !self.presence.is_connected(index) => {}
+            Action::Session(index, at, message) => {
+                let message = match &self.wire {
+                    Some(wire) => wire.session_to_node(self.now, at, message)?,
+                    None => message,
+                };
+                self.hear(index, at, &message);
+            }
             Action::Node(index, input) => {
                 let now = self.now;
                 let input = match &self.wire {
@@ -541,6 +631,8 @@ impl Simulation<'_> {
                     download: None,
                     computation: None,
                     update: None,
+                    encoded: None,
+                    session: None,
                     deadline: Time(0),
                 }))
             }
@@ -551,6 +643,15 @@ impl Simulation<'_> {
     fn send(&mut self, outgoing: Vec<Outgoing>) {
         for message in outgoing {
             let (node, input) = match message {
+                Outgoing::Masking { node, round, attempt, message } => {
+                    let at = Attempt { run: RUN, round, attempt };
+                    if let Some(index) = self.population.find(&node)
+                        && self.presence.is_connected(index)
+                    {
+                        self.tell(index, Action::Session(index, at, message));
+                    }
+                    continue;
+                }
                 Outgoing::Event(event) => {
                     match &*event {
                         RunEvent::RoundStarted { round, attempt, invited } => {
@@ -565,9 +666,9 @@ impl Simulation<'_> {
                     continue;
                 }
                 Outgoing::LedgerHead { .. } => continue,
-                Outgoing::Invite { node, round, attempt, model, deadline } => {
+                Outgoing::Invite { node, round, attempt, model, deadline, support } => {
                     let at = Attempt { run: RUN, round, attempt };
-                    (node, Input::Invited { at, job: Ok(self.job.clone()), model, deadline })
+                    (node, Input::Invited { at, job: Ok(self.job.clone()), model, deadline, support })
                 }
                 Outgoing::Dismiss { node, round, attempt, reason } => {
                     (node, Input::Dismissed { at: Attempt { run: RUN, round, attempt }, reason })
@@ -582,18 +683,66 @@ impl Simulation<'_> {
                 self.roll.call(index);
             }
             if self.presence.is_connected(index) {
-                self.tell(index, input);
+                self.tell(index, Action::Node(index, input));
             }
         }
     }
 
-    /// Sends a message to a connected node.
-    fn tell(&mut self, index: Index, input: Input) {
+    /// Sends a message to a connected node: what it is to do when it is there.
+    fn tell(&mut self, index: Index, action: Action) {
         match self.node(index).map_or(0, |node| node.device.message()) {
-            0 => self.actions.push_back(Action::Node(index, input)),
+            0 => self.actions.push_back(action),
             latency => {
                 let connection = self.presence.connection(index);
-                self.schedule(self.now + latency, index, Event::ToNode(connection, input));
+                self.schedule(self.now + latency, index, Event::ToNode(connection, action));
+            }
+        }
+    }
+
+    /// A node takes a message of an attempt's session; one of another attempt's says nothing to it.
+    fn hear(&mut self, index: Index, at: Attempt, message: &[u8]) {
+        let (Some(sessions), Some(node)) = (&mut self.sessions, self.nodes.get_mut(&index)) else { return };
+        let Some(joined) = node.session.as_mut().filter(|joined| joined.at() == at) else { return };
+        for reply in sessions.receive(index, joined, &self.job, message) {
+            match reply {
+                Reply::Send(message) => self.say(index, at, message),
+                Reply::Keyed => self.actions.push_back(Action::Node(index, Input::Keyed { at })),
+                Reply::Failed(failure) => {
+                    self.actions.push_back(Action::Node(index, Input::SessionFailed { at, failure }));
+                }
+            }
+        }
+    }
+
+    /// Sends a node's message of an attempt's session.
+    fn say(&mut self, index: Index, at: Attempt, message: Vec<u8>) {
+        let Some(node) = self.population.name(index).cloned() else { return };
+        let Attempt { round, attempt, .. } = at;
+        self.answer_back(index, round::Input::Masking { node, round, attempt, message });
+    }
+
+    /// Begins a node's part in a session, or says again what it said last.
+    fn join(&mut self, index: Index, at: Attempt, model: Digest, support: Option<&[u8]>) {
+        let Some(sessions) = &mut self.sessions else {
+            // Without masks there is nothing to wait for.
+            return self.actions.push_back(Action::Node(index, Input::Keyed { at }));
+        };
+        let (Some(name), Some(node)) = (self.population.name(index), self.nodes.get_mut(&index)) else {
+            return;
+        };
+        if let Some(joined) = node.session.as_ref().filter(|joined| joined.at() == at) {
+            if let Some(message) = joined.again() {
+                self.say(index, at, message);
+            }
+            return;
+        }
+        match sessions.begin(index, name, at, model, support) {
+            Ok((joined, message)) => {
+                node.session = Some(joined);
+                self.say(index, at, message);
+            }
+            Err(failure) => {
+                self.actions.push_back(Action::Node(index, Input::SessionFailed { at, failure }));
             }
         }
     }
@@ -644,37 +793,43 @@ impl Simulation<'_> {
                 self.backlog.cancel(tickets);
                 Input::Trained { key, result: Err(training_failed("cancelled".into())) }
             }
-            Effect::Store { key, model, private } => {
-                let Some(update) = self.nodes.get(&index).and_then(|node| node.update.as_ref()) else {
-                    return;
-                };
-                let bytes = update.delta.len() as u64 * 4;
-                let digest = self.wire.is_some().then(|| model::digest(&update.delta));
-                let examples = update.examples;
-                let kept = Kept { model, digest, bytes, examples, private, stored: self.now };
-                Input::Stored { key, result: Ok(kept) }
+            Effect::Join { at, model, support, .. } => {
+                return self.join(index, at, model, support.as_deref());
+            }
+            Effect::Leave { at } => {
+                if let Some(node) = self.nodes.get_mut(&index) {
+                    node.session.take_if(|joined| joined.at() == at);
+                }
+                return;
+            }
+            Effect::Store { at, model, support, .. } => {
+                let result = self.store(index, &name, at, model, support.as_deref());
+                Input::Stored { key: at.key(), result }
             }
             Effect::Upload { at, update: mut kept } => {
-                match self.nodes.get_mut(&index).and_then(|node| node.update.take()) {
-                    // Nothing is lost on the way: the values need not be kept for a second upload.
-                    Some(ClientUpdate { mut delta, .. }) => {
+                let node = self.nodes.get_mut(&index);
+                let encoded = node.and_then(|node| {
+                    let encoded = node.encoded.take().map(Payload::Bytes);
+                    encoded.or_else(|| Some(Payload::Values(Arc::new(node.update.take()?.delta))))
+                });
+                match encoded {
+                    // Nothing is lost on the way: the update need not be kept for a second upload.
+                    Some(mut payload) => {
                         let fate = self.faults.fate(at.round, at.attempt, &name);
-                        match fate.corruption {
-                            Some(Corruption::NotFinite) => {
-                                delta.first_mut().into_iter().for_each(|value| *value = f32::NAN);
-                            }
-                            Some(Corruption::TooShort) => drop(delta.pop()),
-                            None => {}
-                        }
-                        if fate.corruption.is_some() {
+                        if let Some(corruption) = fate.corruption {
+                            let (damaged, bytes, digest) = damage(payload, corruption, kept.masked);
+                            payload = damaged;
                             // The client means what it sends.
-                            kept.bytes = delta.len() as u64 * 4;
-                            kept.digest = kept.digest.map(|_| model::digest(&delta));
+                            (kept.bytes, kept.digest) = (bytes, kept.digest.map(|_| digest));
                         }
-                        match self.carry(name, at, kept, delta) {
+                        match self.carry(name, at, kept, payload) {
                             Ok(update) => {
                                 let again = fate.is_sent_twice;
-                                return self.actions.push_back(Action::Update { index, at, update, again });
+                                self.actions.push_back(Action::Update { index, at, update, again });
+                                if fate.dropout == Some(Dropout::AfterUpload) {
+                                    self.actions.push_back(Action::FallSilent(index));
+                                }
+                                return;
                             }
                             Err(error) => Input::UploadRefused { at, detail: error.to_string() },
                         }
@@ -683,9 +838,12 @@ impl Simulation<'_> {
                     None => Input::UploadRefused { at, detail: "the update was delivered before".into() },
                 }
             }
-            Effect::Forget { .. } => {
-                self.nodes.get_mut(&index).into_iter().for_each(|node| node.update = None);
-                return;
+            Effect::Settle { key, outcome } => return self.settle(index, key.round, outcome),
+            Effect::Forget { key } => {
+                if let Some(node) = self.nodes.get_mut(&index) {
+                    (node.update, node.encoded) = (None, None);
+                }
+                return self.settle(index, key.round, Settled::Unknown);
             }
             Effect::Decline { at, reason, detail } => {
                 let Attempt { round, attempt, .. } = at;
@@ -711,13 +869,17 @@ impl Simulation<'_> {
         node: NodeName,
         at: Attempt,
         kept: Kept,
-        delta: Vec<f32>,
+        payload: Payload,
     ) -> Result<Update, CrossingError> {
         if let Some(wire) = &self.wire {
-            return wire.upload(&node, at, &kept, &delta);
+            let bytes = match payload {
+                Payload::Values(values) => model::to_bytes(&values),
+                Payload::Bytes(bytes) => bytes,
+                Payload::File(_) => return Err(CrossingError::Parts("an update is in memory here")),
+            };
+            return wire.upload(&node, at, &kept, bytes);
         }
         let Kept { bytes, examples, digest, .. } = kept;
-        let payload = Payload::Values(Arc::new(delta));
         Ok(Update { node, round: at.round, examples, bytes, digest, payload })
     }
 
@@ -764,7 +926,7 @@ impl Simulation<'_> {
             Some(rate) => (rate * examples as f64).ceil() as u64,
             None => u64::from(job.train.batch_size).min(examples),
         };
-        let bytes = model.len() as u64 * 4;
+        let bytes = self.update_bytes;
         let task = Task { job, round: key.round, client: name, model, declared_examples, max_steps };
         let steps = task.steps(examples);
         let computed = self.now + device.training(steps, fate.slowness);
@@ -826,6 +988,34 @@ impl Roll {
             }
             self.called += 1;
         }
+    }
+}
+
+/// An update that is none, with its length and digest. Nobody can see a wrong value under masks: a masked one is short.
+fn damage(payload: Payload, corruption: Corruption, masked: bool) -> (Payload, u64, Digest) {
+    match payload {
+        Payload::Values(mut values) => {
+            let delta = Arc::make_mut(&mut values);
+            match corruption {
+                Corruption::NotFinite => {
+                    delta.first_mut().into_iter().for_each(|value| *value = f32::NAN);
+                }
+                Corruption::TooShort => drop(delta.pop()),
+            }
+            let (bytes, digest) = (delta.len() as u64 * 4, model::digest(delta));
+            (Payload::Values(values), bytes, digest)
+        }
+        Payload::Bytes(mut bytes) => {
+            match corruption {
+                Corruption::NotFinite if !masked => {
+                    bytes.first_mut().into_iter().for_each(|byte| *byte ^= 0xff);
+                }
+                _ => drop(bytes.pop()),
+            }
+            let (length, digest) = (bytes.len() as u64, Digest::of(&bytes));
+            (Payload::Bytes(bytes), length, digest)
+        }
+        file @ Payload::File(_) => (file, 0, Digest::of(&[])),
     }
 }
 

@@ -1,7 +1,7 @@
 //! What a report needs of all rounds, small enough for any number of them: taken from the events as they come.
 
-use tributary_common::progress::dropped;
-use tributary_common::record::{EvaluationRecord, Metrics, RoundOutcome, RoundRecord, RunEvent};
+use tributary_common::progress::{bytes_words, dropped};
+use tributary_common::record::{EvaluationRecord, Metrics, Participation, RoundOutcome, RoundRecord, RunEvent};
 
 /// Abandoned attempts that are named at most.
 const ABANDONED_SHOWN: usize = 100;
@@ -28,10 +28,18 @@ pub struct History {
     pub federated: Vec<Point>,
     /// The last evaluation, whole.
     pub last: Option<EvaluationRecord>,
-    /// Bytes of updates received, in all attempts.
+    /// Bytes received, in all attempts: updates, and messages of secure-aggregation sessions.
     pub bytes_up: u64,
-    /// Bytes of models sent, in all attempts.
+    /// Those of accepted updates.
+    pub update_bytes: u64,
+    /// Bytes sent, in all attempts: models, and messages of sessions.
     pub bytes_down: u64,
+    /// Accepted updates.
+    pub updates: u64,
+    /// Abandoned rounds that were not tried again, for masked updates had been sent.
+    pub lost: Vec<u32>,
+    /// Mean training loss of each round that tells one: what was summed under the masks.
+    pub training_loss: Vec<(u32, f64)>,
     /// Invited clients that dropped out, in all attempts.
     pub dropped: u64,
     /// A line for each of the first abandoned attempts.
@@ -63,6 +71,16 @@ impl History {
         self.bytes_up += record.bytes_up;
         self.bytes_down += record.bytes_down;
         self.dropped += record.dropped().count() as u64;
+        for part in record.cohort.values() {
+            if let Participation::Accepted { bytes, .. } = part {
+                (self.updates, self.update_bytes) = (self.updates + 1, self.update_bytes + bytes);
+            }
+        }
+        let loss = record.summed.and_then(|summed| summed.loss());
+        self.training_loss.extend(loss.map(|loss| (record.round, loss)));
+        if record.spent {
+            self.lost.push(record.round);
+        }
         let RoundOutcome::Abandoned { reason } = &record.outcome else { return };
         if self.abandoned.len() == ABANDONED_SHOWN {
             self.abandoned_more += 1;
@@ -71,6 +89,36 @@ impl History {
         let out = dropped(record).into_iter().take(DROPPED_SHOWN);
         let out: Vec<String> = out.map(|drop| format!("{} {}", drop.client, drop.why)).collect();
         let out = if out.is_empty() { String::new() } else { format!(" ({})", out.join(", ")) };
-        self.abandoned.push(format!("round {}, attempt {}: {reason}{out}", record.round, record.attempt));
+        let lost = if record.spent { "; the round is lost" } else { "" };
+        let (round, attempt) = (record.round, record.attempt);
+        self.abandoned.push(format!("round {round}, attempt {attempt}: {reason}{out}{lost}"));
+    }
+
+    /// What went over the network, and what was lost of it, in lines.
+    pub fn traffic(&self) -> String {
+        let mean = self.update_bytes as f64 / self.updates.max(1) as f64;
+        let rest = self.bytes_up.saturating_sub(self.update_bytes);
+        let mut text = format!(
+            "bytes: {} up, of which {} are {} updates of {} on average",
+            bytes_words(self.bytes_up),
+            bytes_words(self.update_bytes),
+            self.updates,
+            bytes_words(mean.round() as u64)
+        );
+        if rest > 0 {
+            text.push_str(&format!(" and {} all else", bytes_words(rest)));
+        }
+        text.push_str(&format!("; {} down", bytes_words(self.bytes_down)));
+        if let Some((round, loss)) = self.training_loss.last() {
+            text.push_str(&format!("\ntraining loss: {loss:.4} in round {round}, summed under the masks"));
+        }
+        if !self.lost.is_empty() {
+            let rounds: Vec<String> = self.lost.iter().map(u32::to_string).collect();
+            text.push_str(&format!(
+                "\nrounds lost: {}: masked updates were sent, and their sum could not be opened",
+                rounds.join(", ")
+            ));
+        }
+        text
     }
 }

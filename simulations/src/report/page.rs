@@ -224,12 +224,28 @@ pub fn render(report: &RunReport<'_>) -> Result<String, String> {
             ),
         ),
         ("bytes up, down", format!("{}, {}", bytes_words(history.bytes_up), bytes_words(history.bytes_down))),
+        (
+            "updates",
+            format!(
+                "{}, together {}, {} each on average",
+                history.updates,
+                bytes_words(history.update_bytes),
+                bytes_words(history.update_bytes / history.updates.max(1))
+            ),
+        ),
         ("drop-outs", history.dropped.to_string()),
         ("wall time", format!("{:.1} s, {per_round:.2} s per round", report.seconds)),
         ("seed", job.seed.to_string()),
     ];
     if let Some(crossing) = &report.crossing {
         summary.insert(3, ("target", crossing.to_string()));
+    }
+    if let Some((round, loss)) = history.training_loss.last() {
+        summary.push(("training loss", format!("{loss:.4} in round {round}, summed under the masks")));
+    }
+    if !history.lost.is_empty() {
+        let rounds: Vec<String> = history.lost.iter().map(u32::to_string).collect();
+        summary.push(("rounds lost", format!("{}: their sums could not be opened", rounds.join(", "))));
     }
     if let Ok(Some(promise)) = job.promise() {
         let what =
