@@ -51,6 +51,8 @@ pub struct RoundMachine {
     head: RunHead,
     imposed: Option<ImposedSets>,
     masking: Option<Masking>,
+    /// The cohort of a masked round that was lost: nobody masks an update to the same model with others.
+    again: Option<Vec<NodeName>>,
     trainers: BTreeSet<NodeName>,
     evaluators: BTreeSet<NodeName>,
     /// Clients that cannot serve this job until they connect anew.
@@ -127,6 +129,7 @@ impl RoundMachine {
             head,
             imposed,
             masking,
+            again: None,
             trainers: BTreeSet::new(),
             evaluators: BTreeSet::new(),
             unfit: BTreeSet::new(),
@@ -387,6 +390,10 @@ impl RoundMachine {
         }
     }
 
+    fn is_eligible(&self, node: &NodeName) -> bool {
+        self.trainers.contains(node) && !self.unfit.contains(node)
+    }
+
     fn eligible(&self) -> u32 {
         let fit = self.trainers.len() - self.trainers.intersection(&self.unfit).count();
         u32::try_from(fit).unwrap_or(u32::MAX)
@@ -422,7 +429,10 @@ impl RoundMachine {
         self.reported = None;
         let cohort = match imposed {
             Some(set) => set.into_iter().collect(),
-            None => self.draw(round, wanted.min(eligible)),
+            None => match self.again.clone().filter(|all| all.iter().all(|node| self.is_eligible(node))) {
+                Some(cohort) => cohort,
+                None => self.draw(round, wanted.min(eligible)),
+            },
         };
         let attempt = AttemptRecord { round, attempt: self.head.attempt, started: now, eligible, cohort };
         effects.push(Effect::Journal(attempt.clone()));
@@ -566,8 +576,9 @@ impl RoundMachine {
         if let Phase::Collecting(c) = &mut self.phase
             && c.aggregating
         {
-            if let (Ok(Aggregated { summed, support, .. }), Some(masking)) = (&result, &mut self.masking) {
-                (c.summed, masking.support) = (*summed, *support);
+            if let Ok(Aggregated { summed, support, .. }) = &result {
+                c.summed = *summed;
+                self.masking.iter_mut().for_each(|masking| masking.support = *support);
             }
             let outcome = match result {
                 Ok(aggregated) => Ok(aggregated.model),
@@ -607,6 +618,11 @@ impl RoundMachine {
                 self.head.published = if spent { round } else { self.head.published };
             }
         }
+        self.again = match (&outcome, spent) {
+            (Ok(_), _) => None,
+            (Err(_), true) => Some(attempt.cohort.clone()),
+            (Err(_), false) => self.again.take(),
+        };
         let cohort: BTreeMap<NodeName, Participation> =
             members.into_iter().map(|(node, part)| (node, part.unwrap_or(Participation::Late))).collect();
         let published = outcome.is_ok();
