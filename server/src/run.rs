@@ -463,7 +463,8 @@ impl Run {
         }
         let arriving = self.read(&node, examples, payload)?;
         let private = self.job().privacy.is_some();
-        let before = self.ledger.as_ref().filter(|_| private).and_then(|ledger| ledger.payload_of(&node, round));
+        let before =
+            self.ledger.as_ref().filter(|_| private).and_then(|ledger| ledger.payload_of(&node, round));
         if before.is_some_and(|before| digest.is_some_and(|now| now != before)) {
             let detail = "another payload than in an earlier attempt: one charge pays for one payload".into();
             return self.handle(now, Input::Refused { node, round, bytes, detail });

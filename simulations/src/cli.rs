@@ -319,7 +319,9 @@ fn run(arguments: &RunArguments, out: &mut dyn Write) -> Result<(), End> {
 fn masks_words(masks: Masks) -> &'static str {
     match masks {
         Masks::On => "masks on: every client has a session with real keys; its messages are in the bytes",
-        Masks::Off => "masks off: the same sums without them, for speed; no message of a session is in the bytes",
+        Masks::Off => {
+            "masks off: the same sums without them, for speed; no message of a session is in the bytes"
+        }
     }
 }
 

@@ -102,15 +102,15 @@ impl MasksPlan {
         let terms = Terms::of(job, RunId(1))?;
         let rules = *terms.rules();
         let clients = rules.maximum_clients;
-        let parameters = rules
-            .parameters(clients)
-            .map_err(|error| ExchangeError::Noise(error.to_string()))?;
+        let parameters =
+            rules.parameters(clients).map_err(|error| ExchangeError::Noise(error.to_string()))?;
         let Parameters { neighbours, threshold, .. } = parameters;
         let segments: Vec<(usize, u32)> =
             masked.segments().iter().map(|segment| (segment.length, segment.width.bits())).collect();
         let width = segments.first().map_or(0, |(_, bits)| *bits);
         let masks = job.secure_aggregation.as_ref();
-        let masks = masks.ok_or_else(|| ExchangeError::Bytes("the job has no [secure_aggregation]".into()))?;
+        let masks =
+            masks.ok_or_else(|| ExchangeError::Bytes("the job has no [secure_aggregation]".into()))?;
         let wrap = match masked.plan() {
             Some(plan) => format!(
                 "the signal of {clients} clients, {} grid steps each at most, fits {width} bits for certain; with the \
@@ -129,7 +129,8 @@ impl MasksPlan {
             }
         };
         let support = job.support_rule().map(|rule| {
-            let (sent, all) = (job.masked_coordinates().unwrap_or(0), job.layout().map_or(0, |l| l.parameters()));
+            let (sent, all) =
+                (job.masked_coordinates().unwrap_or(0), job.layout().map_or(0, |l| l.parameters()));
             let how = match rule {
                 SupportRule::DelayedVote => "by the votes of the round before, the first by lot",
                 SupportRule::Track => "by the magnitudes of past sums and in part by lot",

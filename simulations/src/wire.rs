@@ -21,8 +21,8 @@ use tributary_proto::coordinator::coordinator_message::Message as FromCoordinato
 use tributary_proto::coordinator::node_message::Message as FromNode;
 use tributary_proto::coordinator::upload_part::Part;
 use tributary_proto::coordinator::{
-    Chunk, CoordinatorMessage, Decline, EvaluationReport, FetchRequest, Masking, Metrics, NodeMessage, UploadHeader,
-    UploadPart,
+    Chunk, CoordinatorMessage, Decline, EvaluationReport, FetchRequest, Masking, Metrics, NodeMessage,
+    UploadHeader, UploadPart,
 };
 use tributary_proto::{WireError, chunk, chunk_data};
 use tributary_server::driver::ToNode;
@@ -281,7 +281,9 @@ mod tests {
         let (at, kept) = kept(&values);
         let staging = Staging::in_memory();
         let name = "a".parse().unwrap();
-        let update = receive(&staging, &name, parts(at, &kept, to_bytes(&values).into()).unwrap().into_iter()).unwrap();
+        let update =
+            receive(&staging, &name, parts(at, &kept, to_bytes(&values).into()).unwrap().into_iter())
+                .unwrap();
         let Payload::Bytes(bytes) = &update.payload else { panic!("bytes crossed the wire") };
         assert_eq!(from_bytes(bytes).unwrap(), *values);
         assert_eq!((update.round, update.examples, update.digest), (2, 60, Some(digest)));

@@ -174,10 +174,10 @@ impl World {
             Outgoing::Invite { node, round, attempt, model, support, .. } => {
                 self.invited(&node, (round, attempt), model, support.as_deref());
             }
-            Outgoing::Masking { node, round, attempt, message } => {
-                if self.nodes[&node].at == (round, attempt) {
-                    self.told(&node, &message);
-                }
+            Outgoing::Masking { node, round, attempt, message }
+                if self.nodes[&node].at == (round, attempt) =>
+            {
+                self.told(&node, &message);
             }
             Outgoing::Dismiss { node, .. } => {
                 let node = self.nodes.get_mut(&node).unwrap();

@@ -95,7 +95,9 @@ pub enum SimulationError {
     #[error(transparent)]
     Exchange(#[from] ExchangeError),
     /// A rule of one's own needs to see updates.
-    #[error("a rule of your own sees single updates, which [secure_aggregation] hides: leave one of them out")]
+    #[error(
+        "a rule of your own sees single updates, which [secure_aggregation] hides: leave one of them out"
+    )]
     Rule,
     /// A message did not survive its encoding.
     #[error("a message did not cross the wire: {0}")]

@@ -142,8 +142,7 @@ impl Sessions {
         let Self { parties, rng, .. } = self;
         let empty = UploadJournal::default();
         let journal = parties.get(&index).map_or(&empty, |party| &party.journal);
-        let (session, first) =
-            Session::start(config, journal, rng).map_err(|abort| failure(&abort))?;
+        let (session, first) = Session::start(config, journal, rng).map_err(|abort| failure(&abort))?;
         Ok((Joined { at, session }, first.encode()))
     }
 

@@ -1,7 +1,9 @@
 //! What a report needs of all rounds, small enough for any number of them: taken from the events as they come.
 
 use tributary_common::progress::{bytes_words, dropped};
-use tributary_common::record::{EvaluationRecord, Metrics, Participation, RoundOutcome, RoundRecord, RunEvent};
+use tributary_common::record::{
+    EvaluationRecord, Metrics, Participation, RoundOutcome, RoundRecord, RunEvent,
+};
 
 /// Abandoned attempts that are named at most.
 const ABANDONED_SHOWN: usize = 100;
