@@ -60,6 +60,11 @@ impl Plain {
 
     /// Fewest and most bytes of an update.
     pub fn update_bytes(&self) -> (u64, u64) {
+        if self.is_dense() {
+            // As it is, in no container.
+            let bytes = self.parameters as u64 * 4;
+            return (bytes, bytes);
+        }
         match self.scheme.exact_bytes(self.parameters) {
             Some(bytes) => (bytes as u64, bytes as u64),
             None => (0, self.scheme.most_bytes(self.parameters) as u64),

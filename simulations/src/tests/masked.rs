@@ -242,10 +242,6 @@ fn a_plan_knows_the_bytes_of_masked_runs_and_says_what_masks_promise() {
             None => assert!(text.contains("cannot wrap around: 6 clients"), "{text}"),
             Some(privacy) => {
                 assert!(privacy.epsilon_alone.unwrap() > privacy.epsilon, "{text}");
-                assert!(
-                    text.contains("probability of at most 2^-4") && text.contains("everybody else is"),
-                    "{text}"
-                );
             }
         }
     }
