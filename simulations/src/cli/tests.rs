@@ -91,7 +91,7 @@ fn the_demo_learns_and_leaves_its_folder() {
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left beside");
     assert!(again.contains("virtual time: ") && read("report.html").contains("<h2>Virtual time</h2>"));
     let told = again.lines().find(|line| line.starts_with("20 % first reached at round ")).unwrap();
-    assert!(read("report.html").contains(told) && again.lines().count() == 8, "{again}");
+    assert!(read("report.html").contains(told) && again.lines().count() == 9, "{again}");
 
     let other = text(&folder.path().join("second"));
     let prox =
