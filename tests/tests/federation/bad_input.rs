@@ -100,7 +100,7 @@ fn every_malformed_input_is_one_line() {
         "secure aggregation asked for",
         scenario(csv, "[1]") + "[job.secure_aggregation]\nenabled = true\n",
         2,
-        &["not available yet"],
+        &["[secure_aggregation]"],
     );
     println!("{printed}");
 }
