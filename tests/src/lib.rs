@@ -1,12 +1,16 @@
 //! A federation of real processes over real TLS, for tests: starts, watches, kills and restarts them.
 #![allow(clippy::expect_used)] // all of this is test code: a broken expectation is a failed test
 
+mod wiretap;
+
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
+
+pub use wiretap::Wiretap;
 
 /// Longest time that any step of a test may take; generous, because CI machines are slow.
 pub const PATIENCE: Duration = Duration::from_secs(180);

@@ -2,6 +2,7 @@
 #![allow(clippy::expect_used, clippy::unwrap_used)] // a broken expectation is a failed test
 
 mod bad_input;
+mod capture;
 mod identity;
 mod masked;
 mod privacy;
