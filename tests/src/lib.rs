@@ -101,6 +101,13 @@ impl Process {
         Self { child, name: label.to_owned(), output }
     }
 
+    /// Starts the node whose configuration is `config`; its folder's name names it in messages.
+    pub fn node(config: &Path, more: &[&str]) -> Self {
+        let label = config.parent().and_then(Path::file_name).expect("a folder").to_string_lossy();
+        let config = config.to_str().expect("UTF-8");
+        Self::start("tributary-client", &label, &[&["start", "--config", config], more].concat())
+    }
+
     /// All that it printed so far, both streams.
     pub fn output(&self) -> String {
         self.output.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -257,6 +264,13 @@ impl Coordinator {
     pub fn submit(&self, job: &Path) -> String {
         let output = self.admin(&["run", "submit", job.to_str().expect("UTF-8"), "--format", "json"]);
         json_lines(&output.stdout)[0]["run"].as_str().expect("a run").to_owned()
+    }
+
+    /// Submits a job by its text.
+    pub fn submit_text(&self, job: &str) -> String {
+        let file = self.scratch("job.toml");
+        std::fs::write(&file, job).expect("the job's file");
+        self.submit(&file)
     }
 
     /// Waits until the run is over and returns its last line.

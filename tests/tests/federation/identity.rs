@@ -94,8 +94,7 @@ async fn only_a_live_identity_of_ones_own_is_served_and_the_log_says_who_was_ref
     refused("another node's id", Some(own.clone()), "client-1", "is node client-0's", "claims to be").await;
 
     // Revocation ends the open stream of a running node at once, and it is not let in again.
-    let mut node =
-        Process::start("tributary-client", "client-0", &["start", "--config", config.to_str().unwrap()]);
+    let mut node = Process::node(&config, &[]);
     coordinator.process().wait_for("node client-0 connected", 2);
     coordinator.admin(&["nodes", "revoke", "client-0"]);
     assert_eq!(node.wait(), Some(1), "{}", node.output());

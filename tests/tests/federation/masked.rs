@@ -88,17 +88,6 @@ fn join_all(coordinator: &Coordinator, data: fn(usize) -> String) -> Vec<PathBuf
     (3..).zip(HOSPITALS).map(|(seed, name)| coordinator.join(name, &data(seed))).collect()
 }
 
-fn start(config: &Path, more: &[&str]) -> Process {
-    let config = config.to_str().unwrap();
-    Process::start("tributary-client", "node", &[&["start", "--config", config], more].concat())
-}
-
-fn submit(coordinator: &Coordinator, job: &str) -> String {
-    let file = coordinator.scratch("job.toml");
-    std::fs::write(&file, job).unwrap();
-    coordinator.submit(&file)
-}
-
 /// Exports of a node's ledger and of the run's, found sound and in agreement.
 fn audited(coordinator: &Coordinator, config: &Path, id: &str) -> PathBuf {
     let (node, server) = (coordinator.scratch("node.jsonl"), coordinator.scratch("run.jsonl"));
@@ -126,9 +115,9 @@ fn promised(job: &str) -> f64 {
 fn masks_top_k_and_noise_together_survive_a_hospital_that_is_killed_after_its_shares() {
     let coordinator = Coordinator::start();
     let configs = join_all(&coordinator, data);
-    let _three: Vec<Process> = configs[..3].iter().map(|config| start(config, &[])).collect();
-    let mut victim = start(&configs[3], &["--pause-at", "keyed"]);
-    let id = submit(&coordinator, JOB);
+    let _three: Vec<Process> = configs[..3].iter().map(|config| Process::node(config, &[])).collect();
+    let mut victim = Process::node(&configs[3], &["--pause-at", "keyed"]);
+    let id = coordinator.submit_text(JOB);
     victim.wait_for("drill: stands still", 1);
     victim.kill();
     let finished = coordinator.finished(&id);
@@ -152,8 +141,8 @@ fn a_coordinator_killed_between_uploads_and_unmasking_loses_no_round() {
     let configs = join_all(&coordinator, data);
     coordinator.process().kill();
     coordinator.serve_with(&["--pause-at", "survivors"]);
-    let _nodes: Vec<Process> = configs.iter().map(|config| start(config, &[])).collect();
-    let id = submit(&coordinator, JOB);
+    let _nodes: Vec<Process> = configs.iter().map(|config| Process::node(config, &[])).collect();
+    let id = coordinator.submit_text(JOB);
     coordinator.process().wait_for("drill: stands still", 1);
     coordinator.process().kill();
     coordinator.serve();
@@ -178,8 +167,8 @@ fn a_masked_model_is_the_same_after_a_kill() {
             coordinator.process().kill();
             coordinator.serve_with(&["--pause-at", "shares"]);
         }
-        let _nodes: Vec<Process> = configs.iter().map(|config| start(config, &[])).collect();
-        let id = submit(&coordinator, OPEN);
+        let _nodes: Vec<Process> = configs.iter().map(|config| Process::node(config, &[])).collect();
+        let id = coordinator.submit_text(OPEN);
         if kill {
             coordinator.process().wait_for("drill: stands still", 1);
             coordinator.process().kill();

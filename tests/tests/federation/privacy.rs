@@ -40,17 +40,6 @@ fn account(cap: f64) -> String {
     format!("{DATA}[account]\nname = \"images\"\nmax_epsilon = {cap:?}\ndelta = 1e-5\n")
 }
 
-fn start(config: &Path, more: &[&str]) -> Process {
-    let config = config.to_str().unwrap();
-    Process::start("tributary-client", "node", &[&["start", "--config", config], more].concat())
-}
-
-fn submit(coordinator: &Coordinator, job: &str) -> String {
-    let file = coordinator.scratch("job.toml");
-    std::fs::write(&file, job).unwrap();
-    coordinator.submit(&file)
-}
-
 /// The node's account, whether it runs or not.
 fn reading(config: &Path) -> Value {
     let arguments = ["ledger", "show", "--config", config.to_str().unwrap(), "--format", "json"];
@@ -88,9 +77,9 @@ fn an_auditor_finds_a_private_run_sound_and_a_changed_ledger_not() {
     let coordinator = Coordinator::start();
     let configs: Vec<PathBuf> =
         ["a", "b", "c"].iter().map(|name| coordinator.join(name, &account(8.0))).collect();
-    let _nodes: Vec<Process> = configs.iter().map(|config| start(config, &[])).collect();
+    let _nodes: Vec<Process> = configs.iter().map(|config| Process::node(config, &[])).collect();
     let job = JOB.replace("size = 1", "size = 3\nminimum = 3");
-    let id = submit(&coordinator, &job);
+    let id = coordinator.submit_text(&job);
     let finished = coordinator.finished(&id);
     assert_eq!(finished["event"], "finished", "{finished}");
     let epsilon = finished["epsilon"].as_f64().unwrap();
@@ -128,13 +117,13 @@ fn a_node_killed_at_any_step_of_a_round_counts_it_and_counts_it_once() {
     for step in ["charged", "trained", "stored", "sealed", "uploaded"] {
         let coordinator = Coordinator::start();
         let config = coordinator.join("victim", &account(8.0));
-        let mut victim = start(&config, &["--pause-at", step]);
-        let id = submit(&coordinator, JOB);
+        let mut victim = Process::node(&config, &["--pause-at", step]);
+        let id = coordinator.submit_text(JOB);
         victim.wait_for("drill: stands still", 1);
         victim.kill();
         let after_kill = spent(&config);
         assert!(after_kill > 0.0, "{step}: the round that may have been released is not counted");
-        let _again = start(&config, &[]);
+        let _again = Process::node(&config, &[]);
         let finished = coordinator.finished(&id);
         assert_eq!(finished["event"], "finished", "{step}: {finished}");
         let (node, server) = exports(&coordinator, &config, &id);
@@ -155,9 +144,9 @@ fn a_node_whose_cap_is_reached_refuses_before_training_and_the_submitter_sees_wh
     let coordinator = Coordinator::start();
     // Room for one such job, not for two.
     let config = coordinator.join("capped", &account(1.0));
-    let mut node = start(&config, &[]);
+    let mut node = Process::node(&config, &[]);
     let job = JOB.replace("noise_multiplier = 2.0", "noise_multiplier = 3.0");
-    let first = submit(&coordinator, &job);
+    let first = coordinator.submit_text(&job);
     assert_eq!(coordinator.finished(&first)["event"], "finished", "{}", node.output());
     let before = spent(&config);
 
@@ -167,7 +156,7 @@ fn a_node_whose_cap_is_reached_refuses_before_training_and_the_submitter_sees_wh
     let words = String::from_utf8_lossy(&refused.stdout).into_owned();
     assert!(words.starts_with("REFUSED: the job costs") && words.contains("left of"), "{words}");
 
-    let second = submit(&coordinator, &job.replace("seed = 5", "seed = 6"));
+    let second = coordinator.submit_text(&job.replace("seed = 5", "seed = 6"));
     node.wait_for("declined", 1);
     assert_eq!(node.output().matches("round 1: training").count(), 1, "{}", node.output());
     assert_eq!(spent(&config), before);
@@ -182,7 +171,7 @@ fn a_node_whose_cap_is_reached_refuses_before_training_and_the_submitter_sees_wh
 
     // A job that promises nothing is refused too: after it the cap would mean nothing.
     let open = job.split("[privacy]").next().unwrap().replace("sampling_rate = 0.25", "batch_size = 10");
-    let third = submit(&coordinator, &open);
+    let third = coordinator.submit_text(&open);
     node.wait_for("declined", 2);
     coordinator.admin(&["run", "stop", &third]);
     assert_eq!(spent(&config), before);
@@ -194,8 +183,8 @@ fn a_restored_backup_of_a_node_is_detected_and_halts_its_account() {
     let coordinator = Coordinator::start();
     let config = coordinator.join("restored", &account(8.0));
     let dir = config.parent().unwrap();
-    let mut node = start(&config, &[]);
-    let first = submit(&coordinator, JOB);
+    let mut node = Process::node(&config, &[]);
+    let first = coordinator.submit_text(JOB);
     assert_eq!(coordinator.finished(&first)["event"], "finished");
     node.terminate();
     node.wait();
@@ -204,8 +193,8 @@ fn a_restored_backup_of_a_node_is_detected_and_halts_its_account() {
         std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).filter(ledger).collect();
     assert!(files.len() >= 2, "{files:?}");
     let backup: Vec<Vec<u8>> = files.iter().map(|file| std::fs::read(file).unwrap()).collect();
-    let mut node = start(&config, &[]);
-    let second = submit(&coordinator, &JOB.replace("seed = 5", "seed = 6"));
+    let mut node = Process::node(&config, &[]);
+    let second = coordinator.submit_text(&JOB.replace("seed = 5", "seed = 6"));
     assert_eq!(coordinator.finished(&second)["event"], "finished");
     let truth = spent(&config);
     node.terminate();
@@ -215,9 +204,9 @@ fn a_restored_backup_of_a_node_is_detected_and_halts_its_account() {
         std::fs::write(file, bytes).unwrap();
     }
     assert!(spent(&config) < truth, "the old copy knows of one job");
-    let mut node = start(&config, &[]);
+    let mut node = Process::node(&config, &[]);
     node.wait_for("this ledger was longer once", 1);
-    let third = submit(&coordinator, &JOB.replace("seed = 5", "seed = 7"));
+    let third = coordinator.submit_text(&JOB.replace("seed = 5", "seed = 7"));
     node.wait_for("declined", 1);
     coordinator.admin(&["run", "stop", &third]);
     node.terminate();
@@ -234,11 +223,11 @@ fn a_restored_backup_of_a_node_is_detected_and_halts_its_account() {
     assert_eq!(restored["restored"], true);
 
     // The coordinator does not take the shorter ledger by itself either.
-    let mut node = start(&config, &[]);
+    let mut node = Process::node(&config, &[]);
     assert_eq!(node.wait(), Some(1), "{}", node.output());
     assert!(node.output().contains("does not continue the head"), "{}", node.output());
     coordinator.admin(&["nodes", "accept-ledger", "restored"]);
-    let mut node = start(&config, &[]);
+    let mut node = Process::node(&config, &[]);
     node.wait_for("connected to", 1);
     node.terminate();
     assert_eq!(node.wait(), Some(0), "{}", node.output());
@@ -250,7 +239,7 @@ fn a_trusted_coordinators_noise_is_charged_before_it_is_published() {
     let trusting = format!("{DATA}[policy]\ntrust_coordinator_noise = true\n");
     let configs: Vec<PathBuf> = ["a", "b"].iter().map(|name| coordinator.join(name, &trusting)).collect();
     let doubting = coordinator.join("doubting", DATA);
-    let nodes: Vec<Process> = configs.iter().map(|config| start(config, &[])).collect();
+    let nodes: Vec<Process> = configs.iter().map(|config| Process::node(config, &[])).collect();
     let job = JOB
         .replace("unit = \"example\"", "unit = \"client\"")
         .replace("\"dp-sgd\"", "\"gaussian\"")

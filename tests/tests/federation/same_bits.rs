@@ -57,12 +57,6 @@ fn join_four(coordinator: &Coordinator) -> Vec<PathBuf> {
     (0..4).map(|index| coordinator.join(&format!("client-{index}"), &share(index))).collect()
 }
 
-fn start_node(config: &Path, more: &[&str]) -> Process {
-    let config = config.to_str().unwrap();
-    let label = Path::new(config).parent().and_then(Path::file_name).unwrap().to_string_lossy().into_owned();
-    Process::start("tributary-client", &label, &[&["start", "--config", config], more].concat())
-}
-
 /// The records of the run's rounds.
 fn records(coordinator: &Coordinator, run: &str) -> Vec<serde_json::Value> {
     let shown = json_lines(&coordinator.admin(&["run", "show", run, "--format", "json"]).stdout);
@@ -73,7 +67,8 @@ fn records(coordinator: &Coordinator, run: &str) -> Vec<serde_json::Value> {
 fn a_federation_ends_in_the_simulators_model_for_any_number_of_workers() {
     let coordinator = Coordinator::start();
     let (job, scenario) = files(&coordinator);
-    let nodes: Vec<Process> = join_four(&coordinator).iter().map(|config| start_node(config, &[])).collect();
+    let nodes: Vec<Process> =
+        join_four(&coordinator).iter().map(|config| Process::node(config, &[])).collect();
     let id = coordinator.submit(&job);
     let real = coordinator.finished(&id);
     assert_eq!((real["event"].as_str(), real["rounds"].as_u64()), (Some("finished"), Some(4)), "{real}");
@@ -97,15 +92,15 @@ fn a_killed_hospital_is_recorded_and_rejoins_and_the_record_replays() {
     let (job, scenario) = files(&coordinator);
     let configs = join_four(&coordinator);
     // The others take their time, so that rounds are left when the victim is back.
-    let slowly = |config: &PathBuf| start_node(config, &["--pause-before-upload-seconds", "1"]);
+    let slowly = |config: &PathBuf| Process::node(config, &["--pause-before-upload-seconds", "1"]);
     let mut others: Vec<Process> = configs[..3].iter().map(slowly).collect();
-    let mut victim = start_node(&configs[3], &["--pause-before-upload-seconds", "60"]);
+    let mut victim = Process::node(&configs[3], &["--pause-before-upload-seconds", "60"]);
     let id = coordinator.submit(&job);
     victim.wait_for("round 1: training", 1);
     others.iter_mut().for_each(|node| node.wait_for("round 1: uploaded", 1));
     victim.kill();
     others[0].wait_for("round 2: training", 1);
-    let _victim = start_node(&configs[3], &[]);
+    let _victim = Process::node(&configs[3], &[]);
     let real = coordinator.finished(&id);
     assert_eq!(real["event"], "finished");
 
@@ -130,9 +125,9 @@ fn a_killed_coordinator_finishes_with_the_undisturbed_model() {
     // Nodes need a while to find a coordinator again.
     std::fs::write(&job, JOB.replace("reconnect_seconds = 4", "reconnect_seconds = 60")).unwrap();
     let configs = join_four(&coordinator);
-    let mut nodes: Vec<Process> = configs[..3].iter().map(|config| start_node(config, &[])).collect();
+    let mut nodes: Vec<Process> = configs[..3].iter().map(|config| Process::node(config, &[])).collect();
     // One slow node keeps the round open while the coordinator dies.
-    nodes.push(start_node(&configs[3], &["--pause-before-upload-seconds", "3"]));
+    nodes.push(Process::node(&configs[3], &["--pause-before-upload-seconds", "3"]));
     let id = coordinator.submit(&job);
     nodes[3].wait_for("round 2: training", 1);
     nodes[..3].iter_mut().for_each(|node| node.wait_for("round 2: uploaded", 1));
@@ -167,7 +162,7 @@ fn four_hospitals_end_in_the_simulators_model() {
             coordinator.join(site, &toml::to_string(&wrapped).unwrap())
         })
         .collect();
-    let _nodes: Vec<Process> = configs.iter().map(|config| start_node(config, &[])).collect();
+    let _nodes: Vec<Process> = configs.iter().map(|config| Process::node(config, &[])).collect();
     let id = coordinator.submit(&job);
     let real = coordinator.finished(&id);
     for workers in ["1", "2"] {
