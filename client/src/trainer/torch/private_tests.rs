@@ -521,15 +521,19 @@ fn an_adaptive_clip_norm_follows_the_noised_counts_and_starts_again_each_round()
     let (_, seen) = watched(&task, &shard);
     let constants = privacy.adaptive(100.0).unwrap();
     let mut clip = 0.01f64;
+    let mut unmoved = 0;
     for step in 0..40 {
         assert!((seen.clip_norms[step] / clip - 1.0).abs() < 1e-9);
         assert!((seen.deviations[step] / (constants.sum_noise_multiplier * clip) - 1.0).abs() < 1e-9);
         let (sum, noised) = seen.counts[step];
         assert!(sum.abs() <= seen.batches[step].len() as f64 / 2.0);
-        assert!(noised != sum && (noised - sum).abs() < 8.0 * constants.count_noise);
+        assert!((noised - sum).abs() < 8.0 * constants.count_noise);
+        unmoved += usize::from(noised == sum);
         // pitfall 9: centred count, public denominator.
         clip *= (-0.5 * (0.5 + noised / 100.0 - 0.5)).exp();
     }
+    // The noise lies on a grid, so it is zero now and then: with probability 0.00125, for 4 of 40 below 1e-6.
+    assert!(unmoved < 4, "{unmoved} of 40 counts without noise");
     // Most norms are above it, so it has grown.
     assert!(seen.clip_norms[39] > 0.1, "{}", seen.clip_norms[39]);
     assert_eq!(watched(&task, &shard).1.clip_norms[0], 0.01);
