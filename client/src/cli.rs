@@ -24,6 +24,7 @@ use crate::config::NodeConfig;
 use crate::enrol::{self, Credentials, KEY_FILE};
 use crate::masking::peers;
 use crate::node::{self, Format, Options, TrainerKind};
+use crate::participant::Drill;
 
 const FAILED: u8 = 1;
 const BAD_USAGE: u8 = 2;
@@ -168,7 +169,7 @@ struct Start {
     pause_before_upload_seconds: u32,
     /// For drills: stand still at this step of a round, so that a test can kill the node there.
     #[arg(long, hide = true, value_enum)]
-    pause_at: Option<node::Drill>,
+    pause_at: Option<Drill>,
     /// For protocol tests: `arithmetic` does not train.
     #[arg(long, hide = true, value_enum, default_value_t = TrainerChoice::Torch)]
     trainer: TrainerChoice,

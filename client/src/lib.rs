@@ -9,6 +9,7 @@ pub mod enrol;
 pub mod machine;
 pub mod masking;
 pub mod node;
+pub mod participant;
 pub mod partition;
 pub mod policy;
 pub mod shard;

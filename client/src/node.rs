@@ -1,4 +1,4 @@
-//! A running node: carries out what its machine asks for, on sockets, disks and a thread that trains.
+//! A running node: carries out its participant's orders on sockets and a thread that trains.
 
 use std::collections::VecDeque;
 use std::io::Write;
@@ -13,35 +13,24 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tributary_common::digest::Digest;
-use tributary_common::exchange::Exchange;
 use tributary_common::ids::NodeName;
 use tributary_common::job::Job;
 use tributary_common::model::Parameters;
-use tributary_common::privacy::counts;
-use tributary_common::privacy::release::{Protection, Release};
-use tributary_common::record::{Metrics, Reason};
-use tributary_common::secagg::client::Step as SessionStep;
-use tributary_common::secagg::keys::MaskTerm;
+use tributary_common::record::Reason;
 use tributary_common::time::{Clock, Time};
-use tributary_proto::coordinator as wire;
-use tributary_proto::coordinator::node_message::Message as FromNode;
-
 use x509_parser::pem::parse_x509_pem;
 
 use crate::account::{self, Account, AccountError, Parties};
 use crate::config::{NodeConfig, NodeData};
-use crate::encoding::{self, Produced};
+use crate::encoding::Produced;
 use crate::enrol::{self, Credentials, EnrolError};
-use crate::machine::{
-    Attempt, Dismissal, Effect, Failure, Input, Kept, NodeEvent, NodeMachine, Outcome, RoundKey, Trained,
-};
-use crate::masking::journal::{JournalError, MaskJournal};
+use crate::machine::{Attempt, Failure, Input, Kept, NodeEvent, RoundKey, Trained};
+use crate::masking::Identity;
 use crate::masking::peers::{self, PeersError};
-use crate::masking::{Identity, Invitation, MaskedRound, Reply, read_support};
-use crate::policy::Policy;
-use crate::store::{Facts, Folder, FolderError};
+use crate::participant::{Drill, Happening, Killed, OpenError, Opening, Order, Participant, Steps};
+use crate::store::{Folder, FolderError};
 use crate::trainer::{ArithmeticTrainer, Task, TorchTrainer, TrainError, Trainer};
-use crate::transport::{self, Dialer, Greeting, LedgerNews, Link, LinkEvent};
+use crate::transport::{self, Dialer, Greeting, Link, LinkEvent};
 
 /// Results waiting for the loop, at most.
 const QUEUE: usize = 16;
@@ -62,9 +51,9 @@ pub enum NodeError {
     /// Its data's account.
     #[error(transparent)]
     Account(#[from] AccountError),
-    /// What it masked.
+    /// What its folder holds.
     #[error(transparent)]
-    Masked(#[from] JournalError),
+    Open(#[from] OpenError),
     /// Its identity among other nodes.
     #[error(transparent)]
     Peers(#[from] PeersError),
@@ -74,6 +63,9 @@ pub enum NodeError {
     /// The operating system gave no thread or no signals.
     #[error("the node cannot run: {0}")]
     Os(#[from] std::io::Error),
+    /// A drill.
+    #[error(transparent)]
+    Killed(#[from] Killed),
     /// The thread that trains is gone.
     #[error("the training thread ended unexpectedly; start the node again")]
     Worker,
@@ -99,41 +91,6 @@ pub enum TrainerKind {
     Arithmetic,
 }
 
-/// A step of a round at which a drill kills the process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Drill {
-    /// The round is paid for; nothing was trained.
-    Charged,
-    /// With masks: there are keys for the update.
-    Keyed,
-    /// The update is in memory alone.
-    Trained,
-    /// With masks: the journal says that the update was masked; it is in memory alone.
-    Masked,
-    /// The update is on the disk; its charge does not name it yet.
-    Stored,
-    /// Its charge names it; nothing left.
-    Sealed,
-    /// The coordinator has it.
-    Uploaded,
-    /// With masks: the survivors are confirmed.
-    Confirmed,
-    /// With masks: this node's own mask is revealed.
-    Unmasked,
-}
-
-impl Options {
-    /// Stands still for good, if the drill says so.
-    fn drill(&self, step: Drill) {
-        if self.pause_at == Some(step) {
-            eprintln!("drill: stands still, {step:?}");
-            loop {
-                std::thread::sleep(Duration::from_secs(3600));
-            }
-        }
-    }
-}
-
 /// How a node runs, beyond its configuration.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Options {
@@ -145,6 +102,22 @@ pub struct Options {
     pub pause_at: Option<Drill>,
     /// Which trainer is used.
     pub trainer: TrainerKind,
+}
+
+impl Options {
+    /// Stands still for good at the drill's step.
+    fn steps(&self) -> Steps {
+        let pause_at = self.pause_at;
+        Box::new(move |step| {
+            if pause_at == Some(step) {
+                eprintln!("drill: stands still, {step:?}");
+                loop {
+                    std::thread::sleep(Duration::from_secs(3600));
+                }
+            }
+            Ok(())
+        })
+    }
 }
 
 /// Runs a node until it is stopped by SIGTERM or SIGINT, or cannot go on.
@@ -183,28 +156,22 @@ async fn serve(
     dialer: Dialer,
     mut stopped: mpsc::Receiver<()>,
 ) -> Result<(), NodeError> {
-    let mut account = open_account(config, &data, &credentials, Clock.now())?;
-    let masked = MaskJournal::open(&config.dir)?;
+    let account = open_account(config, &data, &credentials, Clock.now())?;
     let identity = Identity {
         node: credentials.node.clone(),
         key: peers::identity(&credentials.key_pem)?,
         server: account.coordinator(),
         dir: config.dir.clone(),
     };
-    let kept = sealed(&mut account, &folder, folder.outbox()?)?;
-    let rounds: Vec<RoundKey> = kept.iter().map(|(key, _)| *key).collect();
-    folder.residuals().settle_all_but(&rounds)?;
-    let machine = NodeMachine::new(Arc::new(config.profile(&data)), data.counts(), kept);
+    let (profile, examples) = (Arc::new(config.profile(&data)), data.counts());
+    let opening =
+        Opening { profile, examples, identity, account, folder: folder.clone(), steps: options.steps() };
+    let participant = Participant::open(opening, Clock.now())?;
     let (sender, mut results) = mpsc::channel(QUEUE);
     let worker = Worker::start(credentials.node.clone(), data, options.trainer, sender.clone())?;
     let mut link = Link::open(dialer.clone(), Greeting::new(credentials.node.clone(), config.role));
     let mut node = Node {
-        machine,
-        account,
-        identity,
-        masked,
-        session: None,
-        policy: config.policy.clone(),
+        participant,
         worker,
         options: *options,
         folder,
@@ -212,50 +179,49 @@ async fn serve(
         results: sender,
         fetching: None,
         uploading: None,
-        model: None,
-        update: None,
-        inputs: VecDeque::new(),
+        happened: VecDeque::new(),
         exit: false,
     };
     let mut renewal = interval(Duration::from_secs(RENEWAL_CHECK_SECONDS));
     renewal.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut renewing: Option<JoinHandle<Result<Credentials, EnrolError>>> = None;
     let outcome = loop {
-        while let Some(input) = node.inputs.pop_front() {
-            let input = node.written(input, &link);
-            for effect in node.machine.step(Clock.now(), input) {
-                node.perform(effect, &link)?;
+        while let Some(happening) = node.happened.pop_front() {
+            for order in node.participant.take(Clock.now(), happening)? {
+                node.perform(order, &link)?;
             }
         }
         if node.exit {
             break Ok(());
         }
-        let tick = node.machine.next_tick();
+        let tick = node.participant.next_tick();
         tokio::select! {
             event = link.next() => match event {
                 Some(LinkEvent::Up { protocol, software }) => {
                     tracing::info!("connected to {} ({software}, protocol {protocol})", config.server);
-                    node.inputs.push_back(Input::Connected);
+                    node.input(Input::Connected);
                 }
-                Some(LinkEvent::Message(input)) => node.inputs.push_back(*input),
-                Some(LinkEvent::Masking { at, message }) => node.masking(at, &message, &link),
-                Some(LinkEvent::Ledger(news)) => node.ledger_news(news, &link),
+                Some(LinkEvent::Message(input)) => node.input(*input),
+                Some(LinkEvent::Masking { at, message }) => {
+                    node.happened.push_back(Happening::Masking { at, message });
+                }
+                Some(LinkEvent::Ledger(news)) => node.happened.push_back(Happening::Ledger(news)),
                 Some(LinkEvent::Down { reason, retry_in }) => {
                     tracing::warn!("not connected: {reason}; next try in {:.1} s", retry_in.as_secs_f64());
                     if let Err(expired) = credentials.check(Clock.now()) {
                         break Err(expired.into());
                     }
-                    node.inputs.push_back(Input::Disconnected);
+                    node.input(Input::Disconnected);
                 }
                 Some(LinkEvent::Final { reason }) => break Err(NodeError::Refused(reason)),
                 None => break Err(NodeError::Refused("the control stream ended".into())),
             },
-            Some(result) = results.recv() => node.received(result),
+            Some(happening) = results.recv() => node.happened.push_back(happening),
             Some(()) = stopped.recv() => {
                 tracing::info!("stopping; once more to stop at once");
-                node.inputs.push_back(Input::Shutdown);
+                node.input(Input::Shutdown);
             }
-            () = sleep_until(until(tick)), if tick.is_some() => node.inputs.push_back(Input::Tick),
+            () = sleep_until(until(tick)), if tick.is_some() => node.input(Input::Tick),
             _ = renewal.tick(), if renewing.is_none() => {
                 if credentials.is_due(Clock.now()) {
                     let (dialer, dir, present) = (dialer.clone(), config.dir.clone(), credentials.clone());
@@ -313,240 +279,59 @@ pub(crate) fn open_account(
     Ok(account)
 }
 
-/// The kept updates whose bytes may be sent: none that are masked, and those of a job with `[privacy]` only once their charge names them, which a
-/// crash may have prevented.
-fn sealed(
-    account: &mut Account,
-    folder: &Folder,
-    kept: Vec<(RoundKey, Kept)>,
-) -> Result<Vec<(RoundKey, Kept)>, FolderError> {
-    let mut sealed = Vec::with_capacity(kept.len());
-    for (key, update) in kept {
-        if update.masked {
-            tracing::warn!(
-                "the masked update of run {}, round {} is deleted: its keys went with the process that made it",
-                key.run,
-                key.round
-            );
-            folder.forget(key)?;
-            // It may have left, and be in a published round.
-            folder.residuals().settle(key, Outcome::Unknown)?;
-            continue;
-        }
-        match if update.private { account.seal(key, &update, Clock.now()) } else { Ok(()) } {
-            Ok(()) => sealed.push((key, update)),
-            Err(why) => {
-                tracing::warn!("a kept update is deleted, for its charge does not pay for it: {why}");
-                folder.forget(key)?;
-            }
-        }
-    }
-    Ok(sealed)
-}
-
-/// What comes back from tasks and from the thread that trains.
-enum Completion {
-    /// An evaluation under a job; with noised metrics it is not to be told as it is.
-    Measured(RoundKey, Arc<Job>, Result<Metrics, Failure>),
-    Input(Input),
-    /// Training succeeded; the update stays here until it is stored.
-    Update(RoundKey, Produced, Trained),
-}
-
-/// The machine and everything that it commands.
+/// A participant and what carries out its orders.
 struct Node {
-    machine: NodeMachine,
-    account: Account,
-    policy: Policy,
+    participant: Participant,
     worker: Worker,
     options: Options,
     folder: Arc<Folder>,
     dialer: Dialer,
-    results: mpsc::Sender<Completion>,
+    results: mpsc::Sender<Happening>,
     fetching: Option<JoinHandle<()>>,
     uploading: Option<(RoundKey, JoinHandle<()>)>,
-    /// The last model that was fetched: an evaluated model is often the next round's.
-    model: Option<(Digest, Parameters)>,
-    /// What training produced, until it is stored.
-    update: Option<(RoundKey, Produced)>,
-    identity: Identity,
-    /// What was masked, on the disk.
-    masked: MaskJournal,
-    /// The session of the attempt at work, with its keys.
-    session: Option<MaskedRound>,
-    inputs: VecDeque<Input>,
+    /// Waits for the participant.
+    happened: VecDeque<Happening>,
     exit: bool,
 }
 
 impl Node {
-    fn received(&mut self, outcome: Completion) {
-        let input = match outcome {
-            Completion::Update(key, update, trained) => {
-                self.update = Some((key, update));
-                Input::Trained { key, result: Ok(trained) }
-            }
-            Completion::Measured(key, job, result) => {
-                let result = result.and_then(|metrics| self.release(key, &job, metrics));
-                Input::Evaluated { key, result }
-            }
-            Completion::Input(input) => input,
-        };
-        if let Input::ModelReady { model, parameters } = &input {
-            self.model = Some((*model, parameters.clone()));
-        }
-        self.inputs.push_back(input);
+    fn input(&mut self, input: Input) {
+        self.happened.push_back(Happening::Input(input));
     }
 
-    fn perform(&mut self, effect: Effect, link: &Link) -> Result<(), NodeError> {
-        match effect {
-            Effect::Decline { at, reason, .. } => {
-                let Attempt { run, round, attempt } = at;
-                let reason = wire::Reason::from(reason).into();
-                link.send(FromNode::Decline(wire::Decline { run: run.0, round, attempt, reason }));
-            }
-            Effect::Report { key, metrics } => {
-                let metrics = Some(wire::Metrics::from(&metrics));
-                let RoundKey { run, round } = key;
-                link.send(FromNode::Evaluation(wire::EvaluationReport { run: run.0, round, metrics }));
-            }
-            Effect::Fetch { model, bytes } => self.fetch(model, bytes),
-            Effect::CancelFetch => {
+    fn perform(&mut self, order: Order, link: &Link) -> Result<(), NodeError> {
+        match order {
+            Order::Send(message) => link.send(message),
+            Order::Fetch { model, bytes } => self.fetch(model, bytes),
+            Order::CancelFetch => {
                 // It stays in its place: the next fetch waits for its end.
                 if let Some(task) = &self.fetching {
                     task.abort();
                 }
             }
-            Effect::Charge { key, job } => self.charge(key, &job),
-            Effect::Train { key, job, model } => self.worker.send(Command::Train { key, job, model })?,
-            Effect::CancelTraining => self.worker.cancel(),
-            Effect::Evaluate { key, job, model } => {
-                self.worker.send(Command::Evaluate { key, job, model })?
+            Order::Train { key, job, model } => self.worker.send(Command::Train { key, job, model })?,
+            Order::CancelTraining => self.worker.cancel(),
+            Order::Evaluate { key, job, model } => self.worker.send(Command::Evaluate { key, job, model })?,
+            Order::Encode(encoding) => {
+                let results = self.results.clone();
+                tokio::task::spawn_blocking(move || {
+                    let _ = results.blocking_send(encoding.run()); // the loop may have ended
+                });
             }
-            Effect::Store { at, job, model, support } => {
-                self.store(Invitation { at, job, model, support });
-            }
-            Effect::Join { at, job, model, support } => {
-                self.join(Invitation { at, job, model, support }, link);
-            }
-            Effect::Leave { at } => self.leave(at),
-            Effect::Settle { key, outcome } => self.settle(key, outcome),
-            Effect::Upload { at, update } => self.upload(at, update),
-            Effect::Forget { key } => {
+            Order::Upload { at, update } => self.upload(at, update),
+            Order::CancelUpload { key } => {
                 if let Some((_, task)) = self.uploading.take_if(|(sending, _)| *sending == key) {
                     task.abort();
                 }
-                self.update.take_if(|(of, _)| *of == key);
-                if let Err(error) = self.folder.forget(key) {
-                    tracing::warn!("an update that is no longer needed stays on the disk: {error}");
-                }
-                self.settle(key, Outcome::Unknown);
             }
-            Effect::Event(event) => print(&event, self.options.format),
-            Effect::Exit => self.exit = true,
+            Order::Tell(event) => print(&event, self.options.format),
+            Order::Exit => self.exit = true,
         }
         Ok(())
     }
 
-    fn charge(&mut self, key: RoundKey, job: &Job) {
-        let result = self.account.charge(key, job, &self.policy, Clock.now());
-        self.options.drill(Drill::Charged);
-        self.inputs.push_back(Input::Charged { key, result });
-    }
-
-    /// Writes into the ledger what must be there before the machine acts on it.
-    fn written(&mut self, input: Input, link: &Link) -> Input {
-        let now = Clock.now();
-        match input {
-            Input::Stored { key, result: Ok(update) } if update.private => {
-                self.options.drill(Drill::Stored);
-                let result = self.account.seal(key, &update, now).map(|()| update);
-                self.options.drill(Drill::Sealed);
-                if result.is_ok() {
-                    self.show_head(link);
-                }
-                Input::Stored { key, result }
-            }
-            Input::UploadDone { .. } => {
-                self.options.drill(Drill::Uploaded);
-                input
-            }
-            Input::Dismissed { at, reason: Dismissal::Abandoned } => {
-                if let Err(error) = self.account.abandoned(at.key(), at.attempt, now) {
-                    tracing::error!("an abandoned attempt is not in the ledger: {error}");
-                }
-                input
-            }
-            input => input,
-        }
-    }
-
-    fn show_head(&mut self, link: &Link) {
-        let (head, proof) = self.account.head();
-        let consistency = proof.iter().map(|hash| hash.0.to_vec()).collect();
-        let head = wire::LedgerHead { head: head.to_bytes().to_vec(), consistency };
-        link.send(FromNode::LedgerHead(head));
-    }
-
-    /// What the coordinator says about ledgers.
-    fn ledger_news(&mut self, news: LedgerNews, link: &Link) {
-        let now = Clock.now();
-        let result = match news {
-            LedgerNews::Known(Some(kept)) => self.account.known_head(&kept, now),
-            LedgerNews::Known(None) => Ok(()),
-            LedgerNews::Head(head) => {
-                let kept = self.account.witness(head, now);
-                if matches!(kept, Ok(false)) {
-                    tracing::warn!(
-                        "the coordinator sent a ledger head whose signature is false; it is not kept"
-                    );
-                }
-                return kept.map(|_| ()).unwrap_or_else(|error| tracing::error!("{error}"));
-            }
-            LedgerNews::RunOver(run) => {
-                if let Err(error) = self.folder.residuals().forget(run) {
-                    tracing::warn!("what updates to run {run} left out stays on the disk: {error}");
-                }
-                let returned = self.account.run_over(run, now);
-                return returned.unwrap_or_else(|error| tracing::error!("{error}"));
-            }
-        };
-        match result {
-            Ok(()) => self.show_head(link),
-            // Every charge is refused from now on; the head would only confirm it.
-            Err(error) => tracing::error!("{error}"),
-        }
-    }
-
-    /// What may be told of an evaluation: with `[privacy] metrics = "noised"` its counts with noise, once per charge.
-    fn release(&mut self, key: RoundKey, job: &Job, metrics: Metrics) -> Result<Metrics, Failure> {
-        let deviation = match Release::Metrics.protection(job, self.machine.public_test()) {
-            Protection::Noise => job.privacy.as_ref().and_then(|privacy| privacy.metrics_noise),
-            _ => return Ok(metrics),
-        };
-        let failed = |detail: String| Failure { reason: Reason::Budget, detail };
-        // What was made under this charge is told again, never made again.
-        if let Some(kept) = self.folder.metrics(key).map_err(|error| failed(error.to_string()))? {
-            self.account.seal_metrics(key, &kept.to_json(), Clock.now()).map_err(failed)?;
-            return Ok(kept);
-        }
-        let deviation = deviation.ok_or_else(|| failed("the job gives no metrics_noise".into()))?;
-        let noised = counts::noised(&metrics, job.model.classes, deviation);
-        let noised = noised.map_err(|error| failed(error.to_string()))?;
-        self.folder.keep_metrics(key, &noised).map_err(|error| failed(error.to_string()))?;
-        self.account.seal_metrics(key, &noised.to_json(), Clock.now()).map_err(failed)?;
-        Ok(noised)
-    }
-
     fn fetch(&mut self, model: Digest, bytes: u64) {
         let before = self.fetching.take();
-        if let Some((_, parameters)) = self.model.as_ref().filter(|(here, _)| *here == model) {
-            self.inputs.push_back(Input::ModelReady { model, parameters: parameters.clone() });
-            if let Some(task) = before {
-                task.abort();
-            }
-            return;
-        }
-        self.model = None;
         let (dialer, part, results) =
             (self.dialer.clone(), self.folder.part_path(model), self.results.clone());
         self.fetching = Some(tokio::spawn(async move {
@@ -555,103 +340,14 @@ impl Node {
                 Ok(parameters) => Input::ModelReady { model, parameters },
                 Err(detail) => Input::FetchFailed { model, detail },
             };
-            let _ = results.send(Completion::Input(input)).await; // the loop may have ended
+            let _ = results.send(Happening::Input(input)).await; // as above
         }));
-    }
-
-    fn settle(&self, key: RoundKey, outcome: Outcome) {
-        if let Err(error) = self.folder.residuals().settle(key, outcome) {
-            tracing::warn!("what the update of round {} left out is lost: {error}", key.round);
-        }
-    }
-
-    /// Begins a session, or repeats what was said last in it.
-    fn join(&mut self, invitation: Invitation, link: &Link) {
-        let at = invitation.at;
-        if let Some(session) = self.session.as_ref().filter(|session| session.at() == at) {
-            if let Some(message) = session.again() {
-                send_masking(link, at, message);
-            }
-            return;
-        }
-        match MaskedRound::begin(invitation, &self.identity, &self.policy, &self.masked) {
-            Ok((session, message)) => {
-                self.session = Some(session);
-                send_masking(link, at, message);
-            }
-            Err(failure) => self.inputs.push_back(Input::SessionFailed { at, failure }),
-        }
-    }
-
-    /// Takes a session's message.
-    fn masking(&mut self, at: Attempt, message: &[u8], link: &Link) {
-        // Of a session that is not there, there is nothing to say: its keys are gone.
-        let Some(session) = self.session.as_mut().filter(|session| session.at() == at) else { return };
-        let before = session.step();
-        let replies = session.receive(message, &mut self.masked);
-        let after = session.step();
-        let mut keyed = false;
-        for reply in replies {
-            match reply {
-                Reply::Send(message) => send_masking(link, at, message),
-                Reply::Keyed => {
-                    keyed = true;
-                    self.inputs.push_back(Input::Keyed { at });
-                }
-                Reply::Failed(failure) => self.inputs.push_back(Input::SessionFailed { at, failure }),
-            }
-        }
-        let drills = [(keyed, Drill::Keyed)].into_iter().chain(
-            [(SessionStep::Signed, Drill::Confirmed), (SessionStep::Unmasked, Drill::Unmasked)]
-                .map(|(step, drill)| (before != step && after == step, drill)),
-        );
-        drills.filter(|(reached, _)| *reached).for_each(|(_, drill)| self.options.drill(drill));
-    }
-
-    /// Ends a session; its keys are wiped.
-    fn leave(&mut self, at: Attempt) {
-        self.session.take_if(|session| session.at() == at);
-    }
-
-    fn store(&mut self, of: Invitation) {
-        let key = of.at.key();
-        let mut update = self.update.take_if(|(of, _)| *of == key).map(|(_, update)| update);
-        self.options.drill(Drill::Trained);
-        let masks = match self.masks(&of) {
-            Ok(masks) => masks,
-            Err(detail) => {
-                self.inputs.push_back(Input::Stored { key, result: Err(detail) });
-                return;
-            }
-        };
-        let (folder, results) = (self.folder.clone(), self.results.clone());
-        let client = self.identity.node.clone();
-        tokio::task::spawn_blocking(move || {
-            let result = match &mut update {
-                Some(update) => encode_and_keep(&folder, &client, &of, update, masks.as_deref()),
-                None => Err("the update is gone".into()),
-            };
-            // Wiped before anything is said about it.
-            drop(update);
-            let _ = results.blocking_send(Completion::Input(Input::Stored { key, result })); // as above
-        });
-    }
-
-    /// The masks of the update of an attempt, journalled; `None` without `[secure_aggregation]`.
-    fn masks(&mut self, of: &Invitation) -> Result<Option<Vec<MaskTerm>>, String> {
-        if of.job.secure_aggregation.is_none() {
-            return Ok(None);
-        }
-        let session = self.session.as_mut().filter(|session| session.at() == of.at);
-        let masks = session.ok_or("the session is over")?.masks(&mut self.masked)?;
-        self.options.drill(Drill::Masked);
-        Ok(Some(masks))
     }
 
     fn upload(&mut self, at: Attempt, update: Kept) {
         let before = self.uploading.take().map(|(_, task)| task);
         let (dialer, path, results) =
-            (self.dialer.clone(), self.folder.update_path(at.key()), self.results.clone());
+            (self.dialer.clone(), self.participant.update_path(at.key()), self.results.clone());
         let pause = Duration::from_secs(self.options.pause_before_upload_seconds.into());
         let task = tokio::spawn(async move {
             end(before).await;
@@ -663,7 +359,7 @@ impl Node {
                 Ok(()) => Input::UploadDone { at },
                 Err(detail) => Input::UploadRefused { at, detail },
             };
-            let _ = results.send(Completion::Input(input)).await; // as above
+            let _ = results.send(Happening::Input(input)).await; // as above
         });
         self.uploading = Some((at.key(), task));
     }
@@ -675,47 +371,6 @@ impl Node {
         }
         self.worker.stop().await;
     }
-}
-
-fn send_masking(link: &Link, at: Attempt, message: Vec<u8>) {
-    let Attempt { run, round, attempt } = at;
-    link.send(FromNode::Masking(wire::Masking { run: run.0, round, attempt, message }));
-}
-
-/// Encodes an update, with masks if there are any, and keeps its bytes and what they leave out.
-fn encode_and_keep(
-    folder: &Folder,
-    client: &NodeName,
-    of: &Invitation,
-    update: &mut Produced,
-    masks: Option<&[MaskTerm]>,
-) -> Result<Kept, String> {
-    fn line(error: impl std::error::Error + 'static) -> String {
-        transport::chain(&error)
-    }
-    let Invitation { at, job, model, support } = of;
-    let (key, now) = (at.key(), Clock.now());
-    let (private, masked) = (job.privacy.is_some(), masks.is_some());
-    // Under masks the weight is one of the integers.
-    let examples = if masked { 1 } else { update.update().examples };
-    let facts = Facts { model: *model, examples, private, masked };
-    let dense = matches!(Exchange::of(job).map_err(line)?, Exchange::Plain(plain) if plain.is_dense());
-    if dense && !masked {
-        return folder.keep_values(key, facts, &update.update().delta, now).map_err(line);
-    }
-    let support = read_support(job, support.as_deref())?;
-    let layout = Digest::of(format!("{:?}", job.model).as_bytes());
-    let journal = match job.has_error_feedback() {
-        true => Some(folder.residuals().add(key, layout, &mut update.update_mut().delta).map_err(line)?),
-        false => None,
-    };
-    let update = update.update();
-    let encoded = encoding::encode(job, at.round, client, update, support.as_ref(), masks).map_err(line)?;
-    if let (Some(mut journal), Some(residual)) = (journal, encoded.residual) {
-        journal.write_pending(key.round, layout, Digest::of(&encoded.bytes), residual, None).map_err(line)?;
-        folder.residuals().keep(key.run, update.delta.len(), &journal).map_err(line)?;
-    }
-    folder.keep_bytes(key, facts, &encoded.bytes, now).map_err(line)
 }
 
 /// Stops a task and waits until it has stopped, so that no two work on one file.
@@ -743,7 +398,7 @@ impl Worker {
         client: NodeName,
         data: NodeData,
         kind: TrainerKind,
-        results: mpsc::Sender<Completion>,
+        results: mpsc::Sender<Happening>,
     ) -> Result<Self, NodeError> {
         let (commands, queue) = thread_mpsc::sync_channel(1);
         let cancelled = Arc::new(AtomicBool::new(false));
@@ -795,7 +450,7 @@ fn carry_out(
     data: &NodeData,
     command: Command,
     stop: &AtomicBool,
-) -> Completion {
+) -> Happening {
     match command {
         Command::Train { key, job, model } => {
             let task = Task {
@@ -809,14 +464,14 @@ fn carry_out(
             match trainer.train(&task, &data.train, stop) {
                 Ok(update) => {
                     let trained = Trained { examples: update.examples, loss: update.loss };
-                    Completion::Update(key, Produced::new(update), trained)
+                    Happening::Updated(key, Produced::new(update), trained)
                 }
-                Err(error) => Completion::Input(Input::Trained { key, result: Err(failure(&error)) }),
+                Err(error) => Happening::Input(Input::Trained { key, result: Err(failure(&error)) }),
             }
         }
         Command::Evaluate { key, job, model } => {
             let result = trainer.evaluate(&job, &model, &data.test).map_err(|error| failure(&error));
-            Completion::Measured(key, job, result)
+            Happening::Measured(key, job, result)
         }
     }
 }

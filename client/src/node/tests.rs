@@ -1,10 +1,14 @@
 //! A whole node against a coordinator on loopback.
 
 use super::*;
+use crate::masking::journal::MaskJournal;
+use crate::store::Facts;
 use crate::transport::fake::{Fake, Step, welcome};
 use tributary_common::ids::RunId;
 use tributary_common::model::to_bytes;
+use tributary_proto::coordinator as wire;
 use tributary_proto::coordinator::coordinator_message::Message;
+use tributary_proto::coordinator::node_message::Message as FromNode;
 
 const JOB: &str = "name = 'j'\nseed = 1\nrounds = 2\n[model]\narchitecture = 'logistic'\ninputs = [784]\nclasses = 10\n\
     [train]\nalgorithm = 'fedavg'\nlearning_rate = 0.1\nlocal_steps = 2\nbatch_size = 10\n[cohort]\nsize = 1\n\
