@@ -1,4 +1,5 @@
-//! The driver's thread.
+//! The driver's work: what each command does, synchronous, on the one thread that owns it. A fault simulation gives the
+//! commands itself, at times of its own.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -42,13 +43,15 @@ struct Active {
     last: Option<RoundRecord>,
 }
 
-struct Actor {
+/// All that the driver's thread owns. After an error it must be dropped, as if the process had ended; what it had stored
+/// is where the next one goes on.
+pub struct Actor {
     // Dropped before the nodes' queues: a stream whose queue ends then sees that the driver is gone.
     current: watch::Sender<Option<Current>>,
     happened: broadcast::Sender<Arc<Happened>>,
     store: Arc<dyn Store>,
     ledgers: Option<Ledgers>,
-    clock: Clock,
+    clock: Now,
     nodes: BTreeMap<NodeName, Node>,
     active: Option<Active>,
     queue: VecDeque<RunId>,
@@ -56,6 +59,9 @@ struct Actor {
     /// The runs that ended last: a node that was away is told when it comes back.
     ended: VecDeque<RunId>,
 }
+
+/// Tells the time.
+pub type Now = Box<dyn Fn() -> Time + Send>;
 
 /// Opens what the store holds and starts the thread. `end` learns how the thread ended.
 pub(super) fn start(
@@ -70,16 +76,7 @@ pub(super) fn start(
     let thread_error = |error: std::io::Error| {
         RunError::Store(StoreError::Io { path: "the driver's thread".to_owned(), what: error.to_string() })
     };
-    let runs = store.runs()?;
-    let last_submitted = runs.iter().map(|run| run.submitted).max().unwrap_or_default();
-    let over = runs.iter().rev().filter(|run| run.head.state.is_over()).take(ENDED_RUNS);
-    let mut ended: VecDeque<RunId> = over.map(|run| run.run).collect();
-    ended.make_contiguous().reverse();
-    let queue = runs.into_iter().filter(|run| !run.head.state.is_over()).map(|run| run.run).collect();
-    let nodes = BTreeMap::new();
-    let mut actor =
-        Actor { current, happened, store, ledgers, clock, nodes, active: None, queue, last_submitted, ended };
-    actor.perform(Vec::new())?;
+    let mut actor = Actor::open(store, ledgers, Box::new(move || clock.now()), current, happened)?;
     let timer = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(thread_error)?;
     let work = move || {
         let result = timer.block_on(actor.work(&mut commands));
@@ -104,21 +101,73 @@ fn accepted(record: &RoundRecord) -> String {
 }
 
 impl Actor {
+    /// Takes up what the store holds: the runs that are not over go on, the oldest first, each with its ledger. What the
+    /// active run offers is shown in `current`, and what happens in `happened`.
+    ///
+    /// # Errors
+    /// [`RunError`].
+    pub fn open(
+        store: Arc<dyn Store>,
+        ledgers: Option<Ledgers>,
+        clock: Now,
+        current: watch::Sender<Option<Current>>,
+        happened: broadcast::Sender<Arc<Happened>>,
+    ) -> Result<Self, RunError> {
+        let runs = store.runs()?;
+        let last_submitted = runs.iter().map(|run| run.submitted).max().unwrap_or_default();
+        let over = runs.iter().rev().filter(|run| run.head.state.is_over()).take(ENDED_RUNS);
+        let mut ended: VecDeque<RunId> = over.map(|run| run.run).collect();
+        ended.make_contiguous().reverse();
+        let queue = runs.into_iter().filter(|run| !run.head.state.is_over()).map(|run| run.run).collect();
+        let nodes = BTreeMap::new();
+        let mut actor = Self {
+            current,
+            happened,
+            store,
+            ledgers,
+            clock,
+            nodes,
+            active: None,
+            queue,
+            last_submitted,
+            ended,
+        };
+        actor.perform(Vec::new())?;
+        Ok(actor)
+    }
+
+    /// When [`Actor::tick`] is due, if no command comes before.
+    pub fn next_tick(&self) -> Option<Time> {
+        self.active.as_ref().and_then(|active| active.run.next_tick())
+    }
+
+    /// Time passed.
+    ///
+    /// # Errors
+    /// [`RunError`].
+    pub fn tick(&mut self) -> Result<(), RunError> {
+        self.input(Input::Tick)
+    }
+
     /// Takes commands until it is told to end.
     async fn work(&mut self, commands: &mut mpsc::Receiver<Command>) -> Result<(), RunError> {
         loop {
-            let due = self.active.as_ref().and_then(|active| active.run.next_tick());
-            let left = due.map(|at| Duration::from_millis(at.0.saturating_sub(self.clock.now().0)));
+            let left =
+                self.next_tick().map(|at| Duration::from_millis(at.0.saturating_sub((self.clock)().0)));
             let left = left.unwrap_or(CLOCK_CHECK).min(CLOCK_CHECK);
             match tokio::time::timeout(left, commands.recv()).await {
                 Ok(None | Some(Command::Drain)) => return Ok(()),
                 Ok(Some(command)) => self.take(command)?,
-                Err(_) => self.input(Input::Tick)?,
+                Err(_) => self.tick()?,
             }
         }
     }
 
-    fn take(&mut self, command: Command) -> Result<(), RunError> {
+    /// Does what a command says, and tells whom it concerns.
+    ///
+    /// # Errors
+    /// [`RunError`].
+    pub fn take(&mut self, command: Command) -> Result<(), RunError> {
         match command {
             Command::Connected { node, role, connection, outbox } => {
                 // Dropping an earlier connection's sender ends that stream.
@@ -205,7 +254,7 @@ impl Actor {
     }
 
     fn input(&mut self, input: Input) -> Result<(), RunError> {
-        let now = self.clock.now();
+        let now = (self.clock)();
         let outgoing = match &mut self.active {
             Some(active) => active.run.handle(now, input)?,
             None => Vec::new(),
@@ -248,7 +297,7 @@ impl Actor {
             return Ok(());
         }
         self.store.put_ledger_head(node, &head.to_bytes())?;
-        let now = self.clock.now();
+        let now = (self.clock)();
         if let Some(ledger) = self.active.as_mut().and_then(|active| active.run.ledger()) {
             ledger.witness(node.clone(), head, now).map_err(RunError::from)?;
         }
@@ -264,7 +313,7 @@ impl Actor {
         self.store.run(run)?;
         let ledgers = self.ledgers.as_ref();
         let missing = || StoreError::Missing { what: "the ledger of run", name: run.to_string() };
-        Ok(ledgers.ok_or_else(missing)?.export(run, self.clock.now())?)
+        Ok(ledgers.ok_or_else(missing)?.export(run, (self.clock)())?)
     }
 
     /// What is done with an update of `node`; a node whose update is not wanted is dismissed.
@@ -306,7 +355,7 @@ impl Actor {
             let _ = reply.send(standing);
             return self.perform(Vec::new());
         }
-        let now = self.clock.now();
+        let now = (self.clock)();
         let Some(active) = &mut self.active else { return Ok(()) };
         let outgoing = active.run.update(now, update)?;
         // Taken or refused, it is decided: a refusal is in the record and in the dismissal.
@@ -316,7 +365,7 @@ impl Actor {
 
     fn submit(&mut self, id: RunId, job_toml: &str, values: &[f32]) -> Result<(), StoreError> {
         // One after another, so that the order is the same after a restart.
-        let submitted = self.clock.now().max(self.last_submitted + 1);
+        let submitted = (self.clock)().max(self.last_submitted + 1);
         let model = self.store.put_model(values)?;
         self.store.create_run(id, job_toml, model, submitted)?;
         self.last_submitted = submitted;
@@ -370,7 +419,7 @@ impl Actor {
             if let Some(active) = &mut self.active {
                 for node in lost {
                     self.nodes.remove(&node);
-                    outgoing.extend(active.run.handle(self.clock.now(), Input::Disconnected { node })?);
+                    outgoing.extend(active.run.handle((self.clock)(), Input::Disconnected { node })?);
                 }
             } else {
                 self.nodes.retain(|name, _| !lost.contains(name));
@@ -390,7 +439,7 @@ impl Actor {
             if head.state == RunState::Queued {
                 self.store.set_state(id, &RunState::Running)?;
             }
-            let now = self.clock.now();
+            let now = (self.clock)();
             let rule = Rule::OfTheJob(Box::new(noise::add_gaussian));
             let job = Job::parse(&job_toml).map_err(|error| RunError::Job { run: id, error });
             let ledger = match (&self.ledgers, &job) {
@@ -485,7 +534,7 @@ impl Actor {
                 if let RunEvent::RoundEnded { record } = &*event {
                     active.last = Some(record.clone());
                 }
-                let now = self.clock.now();
+                let now = (self.clock)();
                 if let RunEvent::Waiting { .. } = &*event
                     && let Some(status) = active.progress.status(&event)
                 {
@@ -521,7 +570,7 @@ impl Actor {
 
     fn announce(&self, run: RunId, event: RunEvent) {
         // An error means that nobody watches.
-        let _ = self.happened.send(Arc::new(Happened { run, at: self.clock.now(), event }));
+        let _ = self.happened.send(Arc::new(Happened { run, at: (self.clock)(), event }));
     }
 
     /// Queues a message for a node. A node that does not read its messages loses its connection.

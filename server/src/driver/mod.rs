@@ -4,7 +4,7 @@
 //! order of events, and the store's flushes hold up no connection. [`Driver`] is the handle that the edges
 //! share.
 
-mod actor;
+pub mod actor;
 #[cfg(test)]
 pub(crate) mod tests;
 mod watching;
@@ -196,19 +196,120 @@ pub enum StopError {
 
 /// What the driver can be told.
 #[derive(Debug)]
-enum Command {
-    Connected { node: NodeName, role: Role, connection: u64, outbox: mpsc::Sender<ToNode> },
-    Disconnected { node: NodeName, connection: u64 },
-    Declined { node: NodeName, connection: u64, attempt: Attempt, reason: Reason },
-    Masking { node: NodeName, connection: u64, attempt: Attempt, message: Vec<u8> },
-    Evaluated { node: NodeName, connection: u64, run: RunId, round: u32, metrics: Metrics },
-    Ask { node: NodeName, attempt: Attempt, reply: oneshot::Sender<Standing> },
-    Update { attempt: Attempt, update: Box<Update>, reply: oneshot::Sender<Standing> },
-    Submit { id: RunId, job_toml: String, values: Vec<f32>, reply: oneshot::Sender<Result<(), StoreError>> },
-    Head { node: NodeName, connection: u64, head: Box<SignedHead>, proof: Vec<LedgerHash> },
-    ExportLedger { run: RunId, reply: oneshot::Sender<Result<String, RunError>> },
-    Stop { run: RunId, reply: oneshot::Sender<Result<(), StopError>> },
-    Nodes { reply: oneshot::Sender<Vec<(NodeName, Role)>> },
+pub enum Command {
+    /// A node's control stream is open; it replaces an earlier one of the same node.
+    Connected {
+        /// The node.
+        node: NodeName,
+        /// What it is there for.
+        role: Role,
+        /// The stream's number, never used before in this process.
+        connection: u64,
+        /// Messages to it.
+        outbox: mpsc::Sender<ToNode>,
+    },
+    /// A control stream has ended.
+    Disconnected {
+        /// The node.
+        node: NodeName,
+        /// The stream.
+        connection: u64,
+    },
+    /// A node declines an attempt.
+    Declined {
+        /// The node.
+        node: NodeName,
+        /// The stream that it said so on.
+        connection: u64,
+        /// The attempt.
+        attempt: Attempt,
+        /// Why.
+        reason: Reason,
+    },
+    /// A message of an attempt's secure-aggregation session.
+    Masking {
+        /// The node.
+        node: NodeName,
+        /// The stream that it came on.
+        connection: u64,
+        /// The attempt.
+        attempt: Attempt,
+        /// The message, encoded.
+        message: Vec<u8>,
+    },
+    /// A node evaluated a published model.
+    Evaluated {
+        /// The node.
+        node: NodeName,
+        /// The stream that it said so on.
+        connection: u64,
+        /// The run.
+        run: RunId,
+        /// The round whose model it is.
+        round: u32,
+        /// What it counted.
+        metrics: Metrics,
+    },
+    /// What would be done with an update of a node?
+    Ask {
+        /// The node.
+        node: NodeName,
+        /// The attempt that it is for.
+        attempt: Attempt,
+        /// Gets the answer.
+        reply: oneshot::Sender<Standing>,
+    },
+    /// An update, whole and verified.
+    Update {
+        /// The attempt that it is for.
+        attempt: Attempt,
+        /// The update.
+        update: Box<Update>,
+        /// Gets to know what was done with it.
+        reply: oneshot::Sender<Standing>,
+    },
+    /// A run for the end of the queue.
+    Submit {
+        /// Its id.
+        id: RunId,
+        /// Its job as resolved.
+        job_toml: String,
+        /// The initial model.
+        values: Vec<f32>,
+        /// Gets to know when it is durable.
+        reply: oneshot::Sender<Result<(), StoreError>>,
+    },
+    /// A node shows the head of its ledger.
+    Head {
+        /// The node.
+        node: NodeName,
+        /// The stream that it came on.
+        connection: u64,
+        /// The head.
+        head: Box<SignedHead>,
+        /// That it continues the one before.
+        proof: Vec<LedgerHash>,
+    },
+    /// The export of a run's ledger, as it stands.
+    ExportLedger {
+        /// The run.
+        run: RunId,
+        /// Gets it.
+        reply: oneshot::Sender<Result<String, RunError>>,
+    },
+    /// Stops a run.
+    Stop {
+        /// The run.
+        run: RunId,
+        /// Gets to know when that is durable.
+        reply: oneshot::Sender<Result<(), StopError>>,
+    },
+    /// Who is connected?
+    Nodes {
+        /// Gets the nodes, by name.
+        reply: oneshot::Sender<Vec<(NodeName, Role)>>,
+    },
+    /// Finish what is being done, and end.
     Drain,
 }
 
