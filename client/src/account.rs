@@ -209,6 +209,11 @@ impl Account {
         Ok(self.book.reading(self.account)?)
     }
 
+    /// Whether records were lost, so that nothing is spent until the loss is accepted.
+    pub fn is_halted(&self) -> bool {
+        self.book.core().is_halted()
+    }
+
     /// One line for the operator: what the account allows and how it stands.
     pub fn describe(&self) -> String {
         self.reading().map_or_else(|error| error.to_string(), |reading| describe(&reading))

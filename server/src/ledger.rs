@@ -127,18 +127,17 @@ impl Ledger {
         Ok(Ledger(book))
     }
 
-    /// Takes what the store has and the ledger has not: a crash came between the two.
+    /// Takes what the store has and the ledger has not: a crash came between the two. Abandoned attempts too, for a
+    /// masked round that was lost is followed by the next.
     ///
     /// # Errors
     /// [`LedgerError`].
     pub fn catch_up(&mut self, rounds: &[RoundRecord], now: Time) -> Result<(), LedgerError> {
-        let known = self.0.core().published();
-        for record in rounds.iter().filter(|record| record.round > known) {
-            if matches!(record.outcome, RoundOutcome::Published { .. }) {
-                self.ended(record, now)?;
-            }
-        }
-        Ok(())
+        let known = self.0.core().last_attempt();
+        rounds
+            .iter()
+            .filter(|record| (record.round, record.attempt) > known)
+            .try_for_each(|record| self.ended(record, now))
     }
 
     /// Pays for noise that the coordinator adds to the sum of `round`: before the model is stored.
@@ -226,5 +225,54 @@ impl Ledger {
     /// [`LedgerError`].
     pub fn export(&self) -> Result<String, LedgerError> {
         Ok(self.0.export()?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use tributary_common::record::Abandonment;
+
+    const JOB: &str = "name = 'j'\nseed = 1\nrounds = 3\n[model]\narchitecture = 'logistic'\ninputs = [4]\nclasses = 2\n\
+        [train]\nalgorithm = 'fedavg'\nlearning_rate = 0.1\nlocal_steps = 1\nbatch_size = 4\n[cohort]\nsize = 4\n\
+        minimum = 3\n[secure_aggregation]\nenabled = true\n";
+
+    fn record(round: u32, attempt: u32, outcome: RoundOutcome) -> RoundRecord {
+        let spent = matches!(outcome, RoundOutcome::Abandoned { .. });
+        RoundRecord {
+            round,
+            attempt,
+            started: Time(0),
+            ended: Time(0),
+            eligible: 4,
+            cohort: BTreeMap::new(),
+            bytes_down: 0,
+            bytes_up: 0,
+            outcome,
+            spent,
+            summed: None,
+        }
+    }
+
+    /// Found by fault simulation: the coordinator died after a lost masked round was in its store and not in its ledger,
+    /// and could not publish another round, nor start.
+    #[test]
+    fn a_lost_round_that_a_crash_kept_from_the_ledger_is_caught_up() {
+        let job = Job::parse(JOB).unwrap();
+        let mut ledger = Ledger::in_memory(RunId(1), &job, JOB, Time(0)).unwrap();
+        let reason = Abandonment::SecureAggregation { detail: "too few".into() };
+        let lost = RoundOutcome::Abandoned { reason };
+        let published = RoundOutcome::Published { model: Digest([1; 32]) };
+        let records = [record(1, 1, lost.clone()), record(2, 2, lost), record(3, 3, published.clone())];
+        assert!(ledger.ended(&records[2], Time(0)).is_err(), "a round cannot be left out");
+        ledger.catch_up(&records[..2], Time(0)).unwrap();
+        ledger.catch_up(&records[..2], Time(0)).unwrap();
+        ledger.ended(&records[2], Time(0)).unwrap();
+        assert_eq!(ledger.0.core().published(), 3);
+        let before = ledger.export().unwrap().lines().count();
+        ledger.catch_up(&records, Time(0)).unwrap();
+        assert_eq!(ledger.export().unwrap().lines().count(), before, "what is there is not written twice");
     }
 }

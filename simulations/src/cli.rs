@@ -1,5 +1,6 @@
 //! The command line: arguments, exit codes, and the order of things in each command.
 
+mod faults;
 mod sweep;
 
 use std::collections::BTreeSet;
@@ -68,6 +69,9 @@ enum Command {
         #[command(flatten)]
         canaries: CanaryArguments,
     },
+    /// Let everything go wrong, by seed: production code in a world of late, lost and doubled messages, deaths, full disks,
+    /// set clocks and ended certificates. Ends with the number of seeds and of violations.
+    Faults(faults::FaultsArguments),
     /// Put the curves of several runs into one report.
     Report {
         /// The runs' folders.
@@ -259,6 +263,10 @@ fn perform(command: Command, out: &mut dyn Write) -> Result<(), End> {
                 .map_err(|cause| unusable(format!("{}: cannot be written ({cause})", file.display())))?;
             writeln!(out, "report: {}", file.display()).map_err(failed)
         }
+        Command::Faults(arguments) => match faults::run(&arguments, out).map_err(failed)? {
+            true => Ok(()),
+            false => Err(failed("something happened that must not: see above")),
+        },
         Command::Data { command: DataCommand::Fetch { dataset: Downloadable::Mnist, into, mirror } } => {
             fetch_mnist(&into, &mirror, out)
         }

@@ -28,6 +28,7 @@ pub mod scenario;
 pub mod sweep;
 pub mod transfer_plan;
 pub mod workers;
+pub mod world;
 
 mod follow;
 mod session;

@@ -255,7 +255,7 @@ async fn one_stream(
                         | FromCoordinator::LedgerHead(_)
                         | FromCoordinator::RunOver(_)),
                     ) => {
-                        let news = match ledger_news(message) {
+                        let news = match read_ledger_news(message) {
                             Ok(news) => news,
                             Err(error) => return End::Broken(format!("the coordinator's message is not valid: {error}")),
                         };
@@ -388,7 +388,10 @@ pub fn read(message: FromCoordinator, now: Time) -> Result<Input, WireError> {
 }
 
 /// What a message says about ledgers. A head's signature is for the ledger to check.
-fn ledger_news(message: FromCoordinator) -> Result<LedgerNews, WireError> {
+///
+/// # Errors
+/// A field that breaks the protocol, or a message that is about something else.
+pub fn read_ledger_news(message: FromCoordinator) -> Result<LedgerNews, WireError> {
     let head = |bytes: &[u8]| {
         SignedHead::from_bytes(bytes)
             .map_err(|_| WireError::new("head", "is not the compact form of a ledger head"))

@@ -13,7 +13,7 @@ pub(crate) mod fake;
 mod tests;
 
 pub use backoff::Backoff;
-pub use control::{Greeting, LedgerNews, Link, LinkEvent, read};
+pub use control::{Greeting, LedgerNews, Link, LinkEvent, read, read_ledger_news};
 pub use transfer::{fetch, upload};
 
 use std::error::Error;

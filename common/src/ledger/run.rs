@@ -139,6 +139,11 @@ impl RunLedger {
         self.published
     }
 
+    /// The last attempt that is recorded, as round and attempt: after a published round, the next one and 0.
+    pub fn last_attempt(&self) -> (u32, u32) {
+        (self.current, self.attempt)
+    }
+
     /// Whether the run ended.
     pub fn is_over(&self) -> bool {
         self.over

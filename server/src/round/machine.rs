@@ -219,7 +219,8 @@ impl RoundMachine {
         match &self.phase {
             Phase::Selecting => {
                 let settled = self.last_change.plus_seconds(self.job.cohort.settle_seconds);
-                (self.eligible() >= self.job.cohort.minimum && self.imposed.is_none()).then_some(settled)
+                let enough = self.eligible() >= self.job.cohort.minimum && self.imposed.is_none();
+                if enough { Some(settled) } else { self.asks_again_at() }
             }
             Phase::Collecting(c) => {
                 let grace = self.job.cohort.reconnect_seconds;
@@ -399,11 +400,23 @@ impl RoundMachine {
         u32::try_from(fit).unwrap_or(u32::MAX)
     }
 
+    /// When those that refused are asked once more, where they alone are what is missing: a run does not wait for good
+    /// for nodes that are there. What they refuse then counts as an attempt.
+    fn asks_again_at(&self) -> Option<Time> {
+        let (here, least) = (self.trainers.len(), self.job.cohort.minimum);
+        let refused = here >= least as usize && self.eligible() < least && self.imposed.is_none();
+        refused.then(|| self.last_change.plus_seconds(self.job.cohort.deadline_seconds))
+    }
+
     /// Starts the next round if enough clients are there, or have been for long enough.
     fn select(&mut self, now: Time, effects: &mut Vec<Effect>) {
         self.phase = Phase::Selecting;
         if self.head.published >= self.job.rounds {
             return self.over(RunState::Finished, effects);
+        }
+        if self.asks_again_at().is_some_and(|at| now >= at) {
+            self.unfit.clear();
+            self.roster = None;
         }
         let round = self.head.published + 1;
         let eligible = self.eligible();

@@ -366,6 +366,27 @@ fn a_client_that_refuses_the_job_is_not_asked_again_until_it_connects_anew() {
 }
 
 #[test]
+fn a_run_does_not_wait_for_good_for_clients_that_are_there_and_refuse() {
+    let mut world =
+        World::new(&job(&["cohort.attempts=3", "cohort.minimum=2", "cohort.deadline_seconds=50"]));
+    world.connect(0..3);
+    for attempt in 1..=3 {
+        for index in world.cohort() {
+            world.step(Input::Declined { node: name(index), round: 1, attempt, reason: Reason::Policy });
+        }
+        assert_eq!(world.disk.records.len(), attempt as usize);
+        if attempt < 3 {
+            let due = world.machine.next_tick().unwrap();
+            assert_eq!(due, world.disk.records.last().unwrap().ended.plus_seconds(50));
+            world.now = due;
+            world.step(Input::Tick);
+        }
+    }
+    assert!(matches!(world.disk.head.state, RunState::Failed { .. }), "{:?}", world.disk.head);
+    assert_eq!(world.machine.next_tick(), None);
+}
+
+#[test]
 fn surplus_updates_are_not_used() {
     let mut world = World::new(&job(&["cohort.over_selection=1.5"]));
     world.connect(0..5);

@@ -21,7 +21,7 @@ pub struct MemoryStore {
     last_only: bool,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 struct State {
     models: BTreeMap<Digest, Parameters>,
     states: BTreeMap<Digest, Vec<u8>>,
@@ -31,7 +31,7 @@ struct State {
     ledger_heads: BTreeMap<NodeName, Vec<u8>>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Run {
     stored: StoredRun,
     initial: Digest,
@@ -68,6 +68,11 @@ impl MemoryStore {
     /// evaluation, all that opening it again needs: for long runs whose records go elsewhere as they are made.
     pub fn keeping_the_last() -> Self {
         Self { last_only: true, ..Self::default() }
+    }
+
+    /// Another store with the same content: what a disk holds at this moment.
+    pub fn copy(&self) -> Self {
+        Self { state: Mutex::new(self.lock().clone()), last_only: self.last_only }
     }
 
     /// No method leaves the state half changed, so a panic elsewhere does not spoil it.
