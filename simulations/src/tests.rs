@@ -354,9 +354,10 @@ fn a_policy_refuses_before_anything_is_trained() {
     assert!(parts().filter(|part| **part == declined).count() >= 4);
     assert!(parts().all(|part| !matches!(part, Participation::Accepted { .. })));
 
-    // Enough attempts, and nobody is left who has not declined.
-    let deserted = run(&scenario(&["policy.minimum_cohort=4", "cohort.attempts=100"]), 1, arithmetic());
-    assert_eq!((&deserted.state, deserted.deserted, deserted.published), (&RunState::Stopped, true, 0));
+    // Nobody is left who has not declined: they are asked again, until the attempts are used up.
+    let refused = run(&scenario(&["policy.minimum_cohort=4", "cohort.attempts=20"]), 1, arithmetic());
+    assert!(matches!(refused.state, RunState::Failed { .. }), "{:?}", refused.state);
+    assert_eq!((refused.rounds.len(), refused.published), (20, 0));
 }
 
 #[test]

@@ -15,6 +15,8 @@ usage: cargo xtask COMMAND
   demo --real        the same with a coordinator and nodes as processes of their own over mutual TLS
   test [--quick]     formatting, clippy, all tests, documentation, licences
                      (--quick: formatting, clippy, tests without the tests of whole processes)
+  faults [ARGUMENTS] production code in a seeded world of trouble; the arguments go to `tributary-sim faults`:
+                     --seeds N [--start N], --seed S --trace, --planted
   bench peers        other frameworks and the simulator on the same work, in turn; options: --repeats N, --rounds N,
                      --model small-cnn|2nn, --python FILE, --program FILE (a simulator that is built already)
   bench scale        a round's time against its cohort, and peak memory; options: --model NAME, --largest N,
@@ -41,6 +43,10 @@ pub(crate) enum Command {
     Test {
         quick: bool,
     },
+    /// `arguments` go to `tributary-sim faults` as they are.
+    Faults {
+        arguments: Vec<String>,
+    },
     Bench(Bench),
     Dist {
         out: Option<PathBuf>,
@@ -66,6 +72,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Comma
             [flag] if flag == "--quick" => Ok(Command::Test { quick: true }),
             [other, ..] => Err(format!("`test` takes --quick only, not `{other}`")),
         },
+        "faults" => Ok(Command::Faults { arguments: rest }),
         "bench" => bench::parse(&rest).map(Command::Bench),
         "dist" => match rest.as_slice() {
             [] => Ok(Command::Dist { out: None }),
@@ -107,6 +114,8 @@ mod tests {
     fn demo_passes_its_arguments_on() {
         let arguments = ["--workers", "2", "--set", "rounds=3"].map(str::to_owned).to_vec();
         assert_eq!(parsed("demo --workers 2 --set rounds=3"), Ok(Command::Demo { arguments }));
+        let arguments = ["--seeds", "10"].map(str::to_owned).to_vec();
+        assert_eq!(parsed("faults --seeds 10"), Ok(Command::Faults { arguments }));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! `cargo xtask demo`: the federation of `jobs/demo.toml` in the simulator, from nothing to an accuracy.
 //! Its own lines go to standard error: with `--format json` standard output is the simulator's alone.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Instant;
 
@@ -16,13 +16,8 @@ const OUT: &str = "runs/demo";
 /// Sets up, builds the simulator, runs the demo job with `arguments` added, and ends with its exit code.
 pub(crate) fn run(repository: &Path, arguments: &[String]) -> anyhow::Result<ExitCode> {
     let start = Instant::now();
-    libtorch::set_up(repository)?;
-    eprintln!("building the simulator (the first time: minutes)");
-    // The whole workspace's features, as the tests have them: going from demo to test compiles no crate twice.
-    cargo::run(cargo::cargo(repository).args(["build", "--workspace", "--bin", "tributary-sim"]))
-        .context("the simulator does not build")?;
+    let simulator = simulator(repository)?;
     let built = start.elapsed();
-    let simulator = cargo::binaries("debug")?.join("tributary-sim");
     let status = Command::new(&simulator)
         .current_dir(repository)
         .args(simulator_arguments(arguments))
@@ -31,6 +26,16 @@ pub(crate) fn run(repository: &Path, arguments: &[String]) -> anyhow::Result<Exi
     eprintln!("demo: {} (set-up and build {})", cargo::elapsed(start), cargo::duration(built));
     let code = status.code().and_then(|code| u8::try_from(code).ok());
     Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
+}
+
+/// Sets up, builds the simulator, and says where it is.
+pub(crate) fn simulator(repository: &Path) -> anyhow::Result<PathBuf> {
+    libtorch::set_up(repository)?;
+    eprintln!("building the simulator (the first time: minutes)");
+    // The whole workspace's features, as the tests have them: going from demo to test compiles no crate twice.
+    cargo::run(cargo::cargo(repository).args(["build", "--workspace", "--bin", "tributary-sim"]))
+        .context("the simulator does not build")?;
+    Ok(cargo::binaries("debug")?.join("tributary-sim"))
 }
 
 /// The demo's arguments: the user's own `--out` stands in for the usual folder.

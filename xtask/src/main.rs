@@ -1,4 +1,4 @@
-//! Developer commands (`cargo xtask …`): set-up, demo, test, dist, benchmarks. Never links libtorch.
+//! Developer commands (`cargo xtask …`): set-up, demo, test, faults, dist, benchmarks. Never links libtorch.
 
 mod bench;
 mod cargo;
@@ -6,6 +6,7 @@ mod command_line;
 mod demo;
 mod dist;
 mod download;
+mod faults;
 mod federation;
 mod files;
 mod libtorch;
@@ -44,6 +45,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Demo { arguments } => return demo::run(&repository, &arguments),
         Command::RealDemo => return federation::run(&repository),
         Command::Test { quick } => test::run(&repository, quick)?,
+        Command::Faults { arguments } => return faults::run(&repository, &arguments),
         Command::Bench(bench) => return bench::run(&repository, &bench),
         Command::Dist { out } => dist::run(&repository, out.as_deref())?,
     }

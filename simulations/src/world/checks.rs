@@ -110,8 +110,9 @@ impl Checks {
         self.violations.push(violation);
     }
 
-    pub(super) fn is_enough(&self) -> bool {
-        self.violations.len() >= ENOUGH
+    /// Whether the rest of a run is of no interest: of a planted bug, one sign is enough.
+    pub(super) fn is_enough(&self, planted: bool) -> bool {
+        self.violations.len() >= if planted { 1 } else { ENOUGH }
     }
 
     pub(super) fn into_violations(self) -> Vec<String> {

@@ -16,7 +16,7 @@ use tributary_server::store::{
 #[derive(Debug)]
 pub(super) struct Disk {
     state: Mutex<State>,
-    /// Whether a write is acknowledged before it is durable: a planted bug.
+    /// Whether a round's commit is acknowledged before it is durable: a planted bug.
     forgets: bool,
 }
 
@@ -28,12 +28,12 @@ struct State {
     deadly: Option<(u32, bool)>,
     /// With a process that died, nothing works until the next one.
     dead: bool,
-    /// What the disk held before the last write.
+    /// What the disk held before the last round was committed.
     before: Option<MemoryStore>,
 }
 
 impl Disk {
-    /// An empty disk; one that `forgets` loses its last acknowledged write when the process dies.
+    /// An empty disk; one that `forgets` loses its last round, and what came after, when the process dies.
     pub(super) fn new(forgets: bool) -> Self {
         let content = MemoryStore::new();
         let state = State { content, full: false, deadly: None, dead: false, before: None };
@@ -78,6 +78,13 @@ impl Disk {
         self.lock().content.copy()
     }
 
+    fn about_to_commit(&self) {
+        let mut state = self.lock();
+        if self.forgets && !state.dead && !state.full {
+            state.before = Some(state.content.copy());
+        }
+    }
+
     fn error(what: &str) -> StoreError {
         StoreError::Io { path: "the world's disk".to_owned(), what: what.to_owned() }
     }
@@ -94,9 +101,6 @@ impl Disk {
         }
         if state.full {
             return Err(Self::error("no space left on the device"));
-        }
-        if self.forgets {
-            state.before = Some(state.content.copy());
         }
         match &mut state.deadly {
             Some((0, durable)) => {
@@ -138,6 +142,11 @@ macro_rules! reads {
 }
 
 impl Store for Mounted {
+    fn commit_round(&self, run: RunId, record: &RoundRecord, head: &RunHead) -> Result<(), StoreError> {
+        self.0.about_to_commit();
+        self.0.write(|store| store.commit_round(run, record, head))
+    }
+
     writes! {
         put_model(values: &[f32]) -> Digest;
         put_state(state: &[u8]) -> Digest;
@@ -145,7 +154,6 @@ impl Store for Mounted {
         create_run(run: RunId, job_toml: &str, initial: Digest, submitted: Time) -> ();
         journal_attempt(run: RunId, attempt: &AttemptRecord) -> ();
         journal_session(run: RunId, session: &[u8]) -> ();
-        commit_round(run: RunId, record: &RoundRecord, head: &RunHead) -> ();
         put_evaluation(run: RunId, record: &EvaluationRecord) -> ();
         set_state(run: RunId, state: &RunState) -> ();
         put_token(token: &TokenRecord) -> ();

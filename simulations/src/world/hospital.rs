@@ -289,7 +289,11 @@ impl Hospital {
         if forgets != Forgets::Nothing
             && let Some(files) = self.before.take()
         {
+            let of_journal = |path: &Path| path.ends_with(JOURNAL_FILE);
             for (path, content) in files {
+                if of_journal(&path) != (forgets == Forgets::Masked) {
+                    continue;
+                }
                 let _ = match content {
                     Some(content) => fs::write(&path, content),
                     None => fs::remove_file(&path),

@@ -37,7 +37,7 @@ use self::script::Script;
 /// A bug that is put into the world on purpose, to see whether the checkers find it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Plant {
-    /// The coordinator's disk forgets the last write that it had acknowledged, when the process dies.
+    /// When the coordinator dies, its disk forgets the last round that it had acknowledged, and what came after.
     LostFlush,
     /// An update that is sent again counts twice.
     DoubleAccept,
@@ -93,6 +93,8 @@ const TROUBLE: u64 = 2 * HOUR;
 const PATIENCE: u64 = 72 * HOUR;
 /// More events than this in one run are a run that does not end.
 const MOST_EVENTS: usize = 400_000;
+/// A coordinator that does not start so often in peace never will.
+const MOST_FAILED_STARTS: u32 = 30;
 /// How long a crashed party is away at most, in trouble.
 const AWAY: u64 = 4 * MINUTE;
 /// How often a node tries to connect, to fetch and to send.
@@ -136,6 +138,8 @@ struct World {
     peace: bool,
     /// The coordinator's last planned tick.
     tick: u64,
+    /// Starts of the coordinator that failed since the last one that did not.
+    failed_starts: u32,
     _dir: tempfile::TempDir,
 }
 
@@ -181,6 +185,7 @@ impl World {
             arrived: BTreeMap::new(),
             peace: false,
             tick: 0,
+            failed_starts: 0,
             _dir: dir,
         })
     }
@@ -212,7 +217,7 @@ impl World {
                 break;
             }
             self.happen(event);
-            if self.checks.is_enough() {
+            if self.checks.is_enough(self.settings.plant.is_some()) {
                 break;
             }
         }
@@ -343,6 +348,7 @@ impl World {
         match self.coordinator.start(self.now) {
             Ok(()) => {
                 self.trace(|| "the coordinator is up".to_owned());
+                self.failed_starts = 0;
                 self.checks.coordinator_is_back(&self.coordinator.disk().content());
                 self.checks.coordinators_ledger(&self.coordinator.ledger());
                 self.coordinator_may_die();
@@ -352,6 +358,12 @@ impl World {
                 self.trace(|| format!("the coordinator does not start: {why}"));
                 self.count("starts of the coordinator that failed");
                 self.coordinator.die();
+                self.failed_starts += 1;
+                if self.peace && self.failed_starts > MOST_FAILED_STARTS {
+                    self.failed_starts = 0;
+                    self.checks.found(format!("the coordinator does not start: {why}"));
+                    return;
+                }
                 self.after(10 * SECOND, Event::StartCoordinator);
             }
         }

@@ -5,7 +5,7 @@ use super::*;
 /// Seeds that once showed a violation, one per line, with what it was.
 const SAVED: &str = include_str!("saved-seeds.txt");
 /// A planted bug is found within so many seeds.
-const ENOUGH_SEEDS: u64 = 400;
+const ENOUGH_SEEDS: u64 = 200;
 
 fn world(seed: u64, plant: Option<Plant>) -> Report {
     run(Settings { seed, plant, trace: false }).unwrap()
@@ -43,7 +43,7 @@ fn nothing_is_violated_and_trouble_really_comes() {
         "full disks of nodes",
         "runs finished",
     ] {
-        assert!(tally.get(what).is_some_and(|count| *count > 10), "{what}: {tally:?}");
+        assert!(tally.get(what).is_some_and(|count| *count > 5), "{what}: {tally:?}");
     }
 }
 
