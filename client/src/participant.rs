@@ -209,6 +209,9 @@ pub struct Participant {
     masked: MaskJournal,
     /// The session of the attempt at work, with its keys.
     session: Option<MaskedRound>,
+    /// Whether the coordinator said on this stream which head of the ledger it has: one shown before may have been lost
+    /// with the last stream, and the next must continue what is there.
+    knows_head: bool,
     inputs: VecDeque<Input>,
 }
 
@@ -236,6 +239,7 @@ impl Participant {
             identity,
             masked,
             session: None,
+            knows_head: false,
             inputs: VecDeque::new(),
         })
     }
@@ -262,7 +266,12 @@ impl Participant {
     pub fn take(&mut self, now: Time, happening: Happening) -> Result<Vec<Order>, Killed> {
         let mut orders = Vec::new();
         match happening {
-            Happening::Input(input) => self.inputs.push_back(input),
+            Happening::Input(input) => {
+                if matches!(input, Input::Connected | Input::Disconnected) {
+                    self.knows_head = false;
+                }
+                self.inputs.push_back(input);
+            }
             Happening::Updated(key, update, trained) => {
                 self.update = Some((key, update));
                 self.inputs.push_back(Input::Trained { key, result: Ok(trained) });
@@ -359,7 +368,11 @@ impl Participant {
         }
     }
 
+    /// Shows the ledger's head; before the coordinator said what it has, not yet: it is shown when that comes.
     fn show_head(&mut self, orders: &mut Vec<Order>) {
+        if !self.knows_head {
+            return;
+        }
         let (head, proof) = self.account.head();
         let consistency = proof.iter().map(|hash| hash.0.to_vec()).collect();
         let head = wire::LedgerHead { head: head.to_bytes().to_vec(), consistency };
@@ -368,6 +381,7 @@ impl Participant {
 
     /// What the coordinator says about ledgers.
     fn ledger_news(&mut self, news: LedgerNews, now: Time, orders: &mut Vec<Order>) {
+        self.knows_head |= matches!(news, LedgerNews::Known(_));
         let result = match news {
             LedgerNews::Known(Some(kept)) => self.account.known_head(&kept, now),
             LedgerNews::Known(None) => Ok(()),
@@ -583,4 +597,71 @@ fn encode_and_keep(
         folder.residuals().keep(key.run, update.delta.len(), &journal).map_err(line)?;
     }
     folder.keep_bytes(key, facts, &encoded.bytes, now).map_err(line)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::account::{AccountConfig, Parties, Source};
+    use crate::machine::Role;
+    use crate::masking::peers;
+
+    const NOW: Time = Time(1_790_000_000_000);
+
+    fn participant(dir: &std::path::Path) -> Participant {
+        let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap().serialize_pem();
+        let node: NodeName = "clinic".parse().unwrap();
+        let parties = Parties { node: &node, key_pem: &key, authority_der: b"authority" };
+        let source = Source { data: Digest::of(b"data"), path: "memory", grouped: false };
+        let folder = Arc::new(Folder::open(dir).unwrap());
+        let account = Account::open(dir, parties, &AccountConfig::default(), source, NOW).unwrap();
+        let key = peers::identity(&key).unwrap();
+        let identity = Identity { node, key, server: account.coordinator(), dir: dir.to_path_buf() };
+        let profile = Profile {
+            role: Role::Trainer,
+            policy: Policy::default(),
+            example_shape: vec![4],
+            classes: 2,
+            public_test: false,
+            declared_examples: None,
+            fitted: Vec::new(),
+            grouped: false,
+            drain_seconds: 1,
+        };
+        let (profile, examples) = (Arc::new(profile), ExampleCounts { train: 10, test: 0 });
+        let steps: Steps = Box::new(|_| Ok(()));
+        Participant::open(Opening { profile, examples, identity, account, folder, steps }, NOW).unwrap()
+    }
+
+    fn heads(orders: &[Order]) -> Vec<wire::LedgerHead> {
+        let head = |order: &Order| match order {
+            Order::Send(FromNode::LedgerHead(head)) => Some(head.clone()),
+            _ => None,
+        };
+        orders.iter().filter_map(head).collect()
+    }
+
+    /// Found by fault simulation: a head that was lost with its stream was taken for known, the next one was shown with a
+    /// proof from there, and the coordinator sent the node away for good.
+    #[test]
+    fn on_a_new_stream_no_head_is_shown_before_the_coordinator_said_what_it_has() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut node = participant(dir.path());
+        node.take(NOW, Happening::Input(Input::Connected)).unwrap();
+        let known = Happening::Ledger(LedgerNews::Known(None));
+        let first = heads(&node.take(NOW, known).unwrap());
+        assert_eq!((first.len(), first[0].consistency.len()), (1, 0));
+        let kept = tributary_common::ledger::head::SignedHead::from_bytes(&first[0].head).unwrap();
+        // Shown again and lost with the stream.
+        let mut orders = Vec::new();
+        node.show_head(&mut orders);
+        assert_eq!(heads(&orders).len(), 1);
+        node.take(NOW, Happening::Input(Input::Disconnected)).unwrap();
+        node.take(NOW, Happening::Input(Input::Connected)).unwrap();
+        let mut orders = Vec::new();
+        node.show_head(&mut orders);
+        assert_eq!(heads(&orders), []);
+        let shown = heads(&node.take(NOW, Happening::Ledger(LedgerNews::Known(Some(kept)))).unwrap());
+        assert_eq!(shown.len(), 1);
+    }
 }

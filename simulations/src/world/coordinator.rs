@@ -351,6 +351,13 @@ impl Coordinator {
 
     // ---- identities
 
+    /// Whether the disk says that a node is revoked: after a write of unknown outcome nobody else knows.
+    pub(super) fn is_revoked(&self, node: usize) -> bool {
+        let name = self.peers.get(node).map(|peer| &peer.node);
+        let record = name.and_then(|name| self.disk.content().node(name).ok().flatten());
+        record.is_some_and(|record| record.revoked.is_some())
+    }
+
     /// Whether a certificate that ends at `expires` is let in.
     pub(super) fn admits(&self, node: usize, expires: Time, now: Time) -> bool {
         let (Some(process), Some(peer)) = (&self.process, self.peers.get(node)) else { return true };

@@ -867,14 +867,20 @@ impl World {
                 hospital.expires = expires;
             }
             self.certificate_begins(node);
+        } else if self.coordinator.is_up() {
+            self.unknown_outcome(node);
         }
     }
 
     fn revoked(&mut self, node: usize) {
-        let Some(hospital) = self.hospitals.get_mut(node) else { return };
-        if !self.coordinator.revoke(node, Time(self.now)) {
+        if !self.coordinator.is_up() {
             return;
         }
+        if !self.coordinator.revoke(node, Time(self.now)) {
+            self.unknown_outcome(node);
+            return self.after(MINUTE, Event::Enrols(node));
+        }
+        let Some(hospital) = self.hospitals.get_mut(node) else { return };
         hospital.revoked = true;
         let connection = hospital.connection;
         self.count("nodes revoked");
@@ -900,8 +906,20 @@ impl World {
             hospital.revoked = false;
             self.certificate_begins(node);
         } else {
+            if self.coordinator.is_up() {
+                self.unknown_outcome(node);
+            }
             self.after(MINUTE, Event::Enrols(node));
         }
+    }
+
+    /// The coordinator died over a node's record, or its disk is full: what is on the disk holds.
+    fn unknown_outcome(&mut self, node: usize) {
+        let revoked = self.coordinator.is_revoked(node);
+        if let Some(hospital) = self.hospitals.get_mut(node) {
+            hospital.revoked = revoked;
+        }
+        self.coordinator_dies();
     }
 }
 
