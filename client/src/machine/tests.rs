@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 
 use super::*;
+use tributary_common::model::Architecture;
 
 const JOB: &str = "name = 'j'\nseed = 1\nrounds = 9\n\
     [model]\narchitecture = 'logistic'\ninputs = [2]\nclasses = 2\n\
@@ -329,6 +330,26 @@ fn unfit_jobs_are_declined_with_the_closed_reason() {
     assert_eq!(strict(approved).declines(crafted), Reason::Policy, "A26");
     let later = strict(approved).does(invite(at(1, 2, 1)));
     assert!(matches!(later[..], [Effect::Fetch { .. }]), "nobody can tell what a later model must be");
+}
+
+/// A8, by the operator's policy: a hostile coordinator's model that would print inputs into the update is refused before
+/// anything is fetched, as an architecture that is not allowed, as a first model that nobody approved, or for a cohort in
+/// which it would find the one it looks for. A model of the right shape that is crafted later is not recognised.
+#[test]
+fn a08_a_model_that_prints_inputs_is_refused_before_it_is_fetched() {
+    let refuses = |change: fn(&mut Policy), invitation: Input| {
+        let mut profile = profile();
+        change(&mut profile.policy);
+        let mut node = Node::new(profile);
+        let effects = node.does(invitation);
+        assert!(!effects.iter().any(|effect| matches!(effect, Effect::Fetch { .. } | Effect::Train { .. })));
+        effects.iter().any(|effect| matches!(effect, Effect::Decline { reason: Reason::Policy, .. }))
+    };
+    let crafted = || invite_with(at(1, 1, 1), "", Digest::of(b"a layer of thresholds"));
+    assert!(refuses(|policy| policy.allowed_architectures = Some(vec![Architecture::SmallCnn]), crafted()));
+    assert!(refuses(|policy| policy.approved_initial_models = Some(vec![model_of(1, 1)]), crafted()));
+    assert!(refuses(|policy| policy.minimum_cohort = 50, crafted()));
+    assert!(refuses(|policy| policy.require_masks = true, crafted()));
 }
 
 #[test]

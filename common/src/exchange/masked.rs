@@ -2,6 +2,8 @@
 
 use std::num::NonZeroUsize;
 
+use zeroize::Zeroizing;
+
 use super::support::{RoundSupport, ballot, vote_seed};
 use super::{Coins, ExchangeError};
 use crate::aggregate::AggregateError;
@@ -217,7 +219,8 @@ impl Masked {
     ) -> Result<Encoded, ExchangeError> {
         self.check_length(self.parameters, update.values.len())?;
         let gathered = support.map(|support| support.support().gather(update.values)).transpose()?;
-        let sent = gathered.as_deref().unwrap_or(update.values);
+        let gathered = gathered.map(Zeroizing::new);
+        let sent = gathered.as_ref().map_or(update.values, |values| values.as_slice());
         let mut cut = 0;
         let mut carried = Vec::new();
         let first = self.segments.first().ok_or_else(|| ExchangeError::Bytes("no segment".into()))?;

@@ -8,6 +8,8 @@ mod masked;
 mod plain;
 mod support;
 mod terms;
+#[cfg(test)]
+mod tests;
 
 pub use coins::Coins;
 pub use masked::{ClientValues, Encoded, Integers, Masked, MaskedSum, Segment, Summation};

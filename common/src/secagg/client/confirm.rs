@@ -24,7 +24,9 @@ pub(super) struct Signed {
 impl Masked {
     pub(super) fn confirm(self, own: &Own, member: &Member, alive: ClientSet) -> Result<Signed, Abort> {
         check(own, member, &self.received.shared, &alive)?;
-        let (mut dead, mut living) = (Vec::new(), Vec::new());
+        // Lists that grew would leave shares behind, in memory that nobody wipes.
+        let most = self.held.len();
+        let (mut dead, mut living) = (Vec::with_capacity(most), Vec::with_capacity(most));
         for held in self.held {
             if alive.contains(held.owner) {
                 living.push((held.owner, held.own));

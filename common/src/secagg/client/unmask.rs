@@ -69,8 +69,9 @@ impl Unmasked {
         if self.silent.as_ref().is_some_and(|earlier| *earlier != silent) {
             return Err(Abort::Contradiction("list of silent survivors"));
         }
-        let shares: Vec<(u16, Secret)> =
-            self.signed.living.iter().filter(|(owner, _)| silent.contains(*owner)).cloned().collect();
+        // At its full size from the beginning: a list that grew would leave shares behind.
+        let mut shares: Vec<(u16, Secret)> = Vec::with_capacity(self.signed.living.len());
+        shares.extend(self.signed.living.iter().filter(|(owner, _)| silent.contains(*owner)).cloned());
         self.silent = Some(silent);
         let session = member.group.session.tag();
         Ok((self, ToServer::Late(Late { session, silent: shares })))

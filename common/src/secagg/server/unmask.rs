@@ -105,7 +105,10 @@ impl Session {
         let segments = self.config.segments;
         let mut cache = WeightCache::default();
         let mut liars = BTreeSet::new();
-        let mut terms = Vec::new();
+        // A list that grew would leave its keys behind, in memory that nobody wipes.
+        let dead = shared.iter().filter(|&index| !alive.contains(index));
+        let of_dead = dead.map(|index| group.neighbours_in(index, alive).count()).sum::<usize>();
+        let mut terms = Vec::with_capacity(usize::from(segments) * (usize::from(alive.len()) + of_dead));
         for index in alive.iter() {
             let id = group.id(index).ok_or(Abort::Over)?;
             let own = match self.unmasks.get(&index) {
@@ -162,8 +165,8 @@ impl Session {
     ) -> Result<Secret, Abort> {
         let group = self.group()?;
         let id = group.id(owner).ok_or(Abort::Over)?;
-        let mut holders = Vec::new();
-        let mut shares = Vec::new();
+        let neighbours = usize::from(group.parameters.neighbours);
+        let (mut holders, mut shares) = (Vec::with_capacity(neighbours), Vec::with_capacity(neighbours + 1));
         // Who was caught before comes last, so that one liar costs one search.
         let (honest, caught): (Vec<_>, Vec<_>) = sent.partition(|(holder, _)| !liars.contains(holder));
         for (holder, list) in honest.into_iter().chain(caught) {

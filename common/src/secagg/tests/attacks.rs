@@ -3,7 +3,7 @@
 //!
 //! Each test says at which level it holds. Not here, because they are not of this protocol: a08 (a crafted model: the
 //! node's list of architectures and digests), a17 (weights and metrics in clear: the composition of the masked vector),
-//! a18 (sizes: padding of uploads, but see `answers_have_fixed_sizes`), a23 (evaluation as an oracle), a25 (budgets
+//! a18 for updates (`common/src/exchange/tests.rs`; for messages it is here), a23 (evaluation as an oracle), a25 (budgets
 //! drained by abandoned rounds), a26 (a job that isolates a patient): policy and ledger of the node. a10 is here as far
 //! as a fixed cohort answers it; a24 cannot be refused and is reported.
 
@@ -858,6 +858,33 @@ fn a19_secrets_that_stay_behind() {
     federation.node(1).session.end();
     let message = queued(&mut federation, 1);
     assert_eq!(federation.node(1).receive(message).err(), Some(Abort::Over));
+}
+
+/// Any level. Whoever reads the memory of a node, or of the coordinator, after a session finds no mask key of it: not in
+/// freed memory, and not on the stack.
+#[cfg(target_os = "linux")]
+#[test]
+fn a19_no_key_is_left_in_memory() {
+    use super::memory::{Covered, found, scrub_stack};
+    let mut federation = Federation::new(4);
+    federation.run_to(Step::Collect);
+    let message = queued(&mut federation, 0);
+    let node = federation.node(0);
+    let answers = node.receive(message).unwrap();
+    let mut journal = node.journal.clone();
+    journal.record(node.session.upload().unwrap()).unwrap();
+    let terms = node.session.mask_keys(&journal, 1).unwrap();
+    let keys: Vec<Covered> = terms.iter().map(|term| Covered::of(&term.key.key)).collect();
+    assert_eq!(keys.len(), 4, "one for each other client, and its own");
+    // The control: while they are in use they are found.
+    assert_eq!(found(&keys), keys.len());
+    drop(terms);
+    let id = federation.ids[0];
+    federation.answer(id, answers);
+    federation.run(|_, _| false).unwrap();
+    drop(federation);
+    scrub_stack(256);
+    assert_eq!(found(&keys), 0);
 }
 
 /// Pins, at either level: a cohort of ghosts, from the start or as the only survivors.

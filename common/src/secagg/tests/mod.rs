@@ -5,6 +5,8 @@ mod dropouts;
 mod federation;
 mod hostile;
 mod known_answers;
+#[cfg(target_os = "linux")]
+mod memory;
 mod restart;
 
 use serde_json::Value;
