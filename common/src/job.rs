@@ -7,10 +7,12 @@ use crate::document::{self, DocumentError, Schema};
 use crate::limits;
 use crate::model::{self, Architecture, ArchitectureError, LayerSpec, Layout, Network};
 
+mod aggregation;
 mod compression;
 mod privacy;
 mod secure_aggregation;
 
+pub use aggregation::{Aggregation, Combination};
 pub use compression::{Compression, CompressionScheme, SupportRule};
 pub use privacy::{AdaptiveClipping, Clipping, Mechanism, MetricsRelease, Privacy, PrivacyUnit, Sampler};
 pub use secure_aggregation::{Level, MINIMUM_SURVIVORS, SecureAggregation};
@@ -57,6 +59,9 @@ pub struct Job {
     /// What an update is reduced to; `None` is `scheme = "none"`: it is sent whole.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compression: Option<Compression>,
+    /// How updates become one; absent, their weighted mean.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub aggregation: Option<Aggregation>,
 }
 
 /// `[model]`: the architecture and its shape.
@@ -221,6 +226,7 @@ pub const SCHEMA: Schema = Schema {
         ("privacy", Some(&privacy::SCHEMA)),
         ("secure_aggregation", Some(&secure_aggregation::SCHEMA)),
         ("compression", Some(&compression::SCHEMA)),
+        ("aggregation", Some(&aggregation::SCHEMA)),
     ],
 };
 const MODEL: Schema =
@@ -326,6 +332,7 @@ impl Job {
         self.privacy.as_ref().map_or(Ok(()), |privacy| privacy.check(self))?;
         self.secure_aggregation.as_ref().map_or(Ok(()), |masks| masks.check(self))?;
         self.compression.as_ref().map_or(Ok(()), |compression| compression.check(self))?;
+        self.aggregation.as_ref().map_or(Ok(()), |aggregation| aggregation.check(self))?;
         self.noise_plan().map(|_| ())
     }
 
@@ -633,6 +640,24 @@ mod tests {
             ),
             (&["secure_aggregation.enabled=true", "secure_aggregation.colluders=1"], "colluders belongs"),
             (&["secure_aggregation.enabled=true", "compression.scheme=int8"], "under masks"),
+            (&["aggregation.rule=mediann"], "median"),
+            (&["aggregation.rule=norm-bound"], "needs norm_bound"),
+            (&["aggregation.rule=norm-bound", "aggregation.norm_bound=0"], "norm_bound = 0"),
+            (&["aggregation.rule=median", "aggregation.norm_bound=1.0"], "belongs to rule = \"norm-bound\""),
+            (&["aggregation.rule=krum"], "needs attackers"),
+            (&["aggregation.rule=median", "aggregation.attackers=1"], "does not belong"),
+            (&["aggregation.rule=krum", "aggregation.attackers=1000"], "minimum = 2003 or more"),
+            (&["aggregation.rule=trimmed-mean", "aggregation.attackers=1000"], "minimum = 2001 or more"),
+            (&["aggregation.rule=median", "aggregation.selected=1"], "belongs to rule = \"multi-krum\""),
+            (
+                &[
+                    "aggregation.rule=median",
+                    "secure_aggregation.enabled=true",
+                    "cohort.size=4",
+                    "cohort.minimum=3",
+                ],
+                "has to see each update",
+            ),
             (&["compression.scheme=top-k"], "needs density"),
             (&["compression.scheme=top-k", "compression.density=0.01"], "less than one coordinate"),
             (&["compression.scheme=top-k", "compression.density=1.5"], "density = 1.5"),

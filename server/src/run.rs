@@ -9,7 +9,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use tributary_common::aggregate::{
-    AddNoise, AggregateError, AggregationRule, ClientLevel, Contribution, WeightedMean, check_model,
+    AddNoise, AggregateError, AggregationRule, ClientLevel, Contribution, check_model, rule_of,
 };
 use tributary_common::digest::Digest;
 use tributary_common::exchange::{Exchange, ExchangeError, Masked, MaskedSum, RoundSupport, Terms};
@@ -234,7 +234,7 @@ impl Rule {
             (Rule::OfTheJob(noise), Some(privacy)) => {
                 Box::new(ClientLevel::new(job, privacy, head.clip_norm, noise))
             }
-            (Rule::OfTheJob(_), None) => Box::new(WeightedMean::default()),
+            (Rule::OfTheJob(_), None) => rule_of(job),
             (Rule::Own(_), Some(_)) => return Err(RunError::Rule(id)),
             (Rule::Own(rule), None) => rule,
         })

@@ -14,6 +14,7 @@
 //! - a partition: [`scenario::Federation`] built by hand (`partition.rs`);
 //! - an architecture: layers as data ([`LayerSpec`](tributary_common::model::LayerSpec); `architecture.rs`).
 
+pub mod attacks;
 pub mod canary;
 pub mod cli;
 pub mod devices;

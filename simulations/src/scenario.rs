@@ -12,6 +12,7 @@ use tributary_common::document::{self, DocumentError, Schema};
 use tributary_common::ids::NodeName;
 use tributary_common::job::{self, Job, JobError, Privacy, PrivacyUnit};
 
+use crate::attacks::{self, AttacksConfig};
 use crate::devices::{self, Devices, DevicesConfig, DevicesError, Trace};
 use crate::faults::{self, FaultsConfig};
 
@@ -29,6 +30,7 @@ pub const SCHEMA: Schema = Schema {
         ("policy", Some(&policy::SCHEMA)),
         ("devices", Some(&devices::SCHEMA)),
         ("faults", Some(&faults::SCHEMA)),
+        ("attacks", Some(&attacks::SCHEMA)),
     ],
 };
 
@@ -124,6 +126,8 @@ pub struct Scenario {
     pub devices: DevicesConfig,
     /// What goes wrong.
     pub faults: FaultsConfig,
+    /// Who is hostile, and how.
+    pub attacks: Option<AttacksConfig>,
     /// What every client allows; `minimum_cell` is 0 unless the scenario says otherwise.
     pub policy: Policy,
     /// The folder that `data.path` is relative to.
@@ -213,6 +217,11 @@ impl Scenario {
             None => FaultsConfig::default(),
         };
         faults.validate(&job).map_err(|error| at_path(error.to_string()))?;
+        let attacks: Option<AttacksConfig> = match table.remove("attacks") {
+            Some(value) => Some(read_table("attacks", value).map_err(document)?),
+            None => None,
+        };
+        attacks.as_ref().map_or(Ok(()), AttacksConfig::validate).map_err(at_path)?;
         let mut policy = match table.remove("policy") {
             Some(Value::Table(policy)) => policy,
             _ => Table::new(),
@@ -222,7 +231,7 @@ impl Scenario {
         let policy = document::read(policy).map_err(document)?;
         let base = overrides.data.clone().unwrap_or_else(|| folder.to_path_buf());
         let path = path.to_path_buf();
-        Ok(Self { job, population, data, partition, devices, faults, policy, base, path })
+        Ok(Self { job, population, data, partition, devices, faults, attacks, policy, base, path })
     }
 
     /// Loads the data and shares them among the clients.
@@ -317,6 +326,8 @@ impl Scenario {
             devices: Option<DevicesConfig>,
             #[serde(skip_serializing_if = "Option::is_none")]
             faults: Option<&'a FaultsConfig>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            attacks: Option<&'a AttacksConfig>,
             data: &'a DataConfig,
         }
         let mut data = self.data.clone();
@@ -333,6 +344,7 @@ impl Scenario {
             policy: &self.policy,
             devices: Some(devices).filter(|devices| *devices != DevicesConfig::default()),
             faults: Some(&self.faults).filter(|faults| **faults != FaultsConfig::default()),
+            attacks: self.attacks.as_ref(),
             data: &data,
         };
         toml::to_string(&resolved)

@@ -23,6 +23,7 @@ usage: cargo xtask COMMAND
                      --program FILE
   bench privacy      a step of private training beside Opacus', and noise per number; option: --python FILE
   bench secagg       masking against the rate of its cipher, beside Flower; options: --dimension D, --python FILE
+  bench robust       accuracy under attack for each aggregation rule; option: --program FILE
   bench engine [NAME…]  the workspace's own benches
   dist [--out DIR]   one tarball for each role, for machines without Rust (DIR: dist)
 

@@ -1,17 +1,19 @@
 //! From the updates of a round to the next model: what an update must be, and the rule that combines them.
 //!
 //! [`Contribution`] is an update that was checked whole. An [`AggregationRule`] makes a model of them; the
-//! coordinator's is [`WeightedMean`], or [`ClientLevel`] where the job protects clients, over the exact sum of
-//! [`Accumulator`].
+//! coordinator's is the one of the job's `[aggregation]` ([`rule_of`]), usually [`WeightedMean`], or [`ClientLevel`] where
+//! the job protects clients, over the exact sum of [`Accumulator`].
 
 mod client_level;
 mod kernel;
+mod robust;
 mod rule;
 mod sum;
 
 use std::sync::Arc;
 
 pub use self::client_level::{AddNoise, ClientLevel};
+pub use self::robust::{NormBound, OrderStatistics, rule_of};
 pub use self::rule::{AggregationRule, WeightedMean};
 pub use self::sum::{Accumulator, FRACTION_BITS};
 

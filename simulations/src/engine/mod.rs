@@ -312,7 +312,11 @@ pub fn simulate(
     drop(initial);
     store.create_run(RUN, &scenario.job.to_toml()?, digest, Time(0))?;
     let workers = settings.workers.max(1);
-    let pool = Pool::start(workers, &settings.trainer)?;
+    let trainer = match &scenario.attacks {
+        Some(attacks) => attacks.among(&federation, &scenario.job, settings.trainer),
+        None => settings.trainer,
+    };
+    let pool = Pool::start(workers, &trainer)?;
     let masked = scenario.job.secure_aggregation.is_some();
     if masked && settings.rule.is_some() {
         return Err(SimulationError::Rule);

@@ -4,6 +4,7 @@ mod options;
 mod peers;
 mod privacy;
 mod probe;
+mod robust;
 mod scale;
 mod secagg;
 
@@ -35,6 +36,7 @@ pub(crate) fn run(repository: &Path, bench: &Bench) -> anyhow::Result<ExitCode> 
         Bench::Peers(options) => return peers::run(repository, options),
         Bench::Privacy { python } => return privacy::run(repository, python.as_deref()),
         Bench::Secagg(options) => return secagg::run(repository, options),
+        Bench::Robust { program } => return robust::run(repository, program.as_deref()),
         Bench::Scale(options) => scale::run(repository, options)?,
     }
     Ok(ExitCode::SUCCESS)

@@ -17,6 +17,11 @@ pub(crate) enum Bench {
         python: Option<PathBuf>,
     },
     Secagg(Secagg),
+    /// Robust rules against attacks.
+    Robust {
+        /// A simulator that is built already.
+        program: Option<PathBuf>,
+    },
 }
 
 /// `bench secagg`.
@@ -60,15 +65,16 @@ const MODELS: [&str; 2] = ["small-cnn", "2nn"];
 /// Parses the arguments after `bench`. The error is one line.
 pub(crate) fn parse(arguments: &[String]) -> Result<Bench, String> {
     let Some((name, rest)) = arguments.split_first() else {
-        return Err("`bench` needs peers, engine, privacy, scale or secagg".to_owned());
+        return Err("`bench` needs peers, engine, privacy, robust, scale or secagg".to_owned());
     };
     match name.as_str() {
         "engine" => Ok(Bench::Engine { filter: rest.to_vec() }),
         "peers" => peers(rest),
         "privacy" => privacy(rest),
+        "robust" => robust(rest),
         "scale" => scale(rest),
         "secagg" => secagg(rest),
-        other => Err(format!("`bench` takes peers, engine, privacy, scale or secagg, not `{other}`")),
+        other => Err(format!("`bench` takes peers, engine, privacy, robust, scale or secagg, not `{other}`")),
     }
 }
 
@@ -104,6 +110,18 @@ fn scale(arguments: &[String]) -> Result<Bench, String> {
         Ok(())
     })?;
     Ok(Bench::Scale(scale))
+}
+
+fn robust(arguments: &[String]) -> Result<Bench, String> {
+    let mut program = None;
+    each(arguments, |name, value| match name {
+        "--program" => {
+            program = Some(value.into());
+            Ok(())
+        }
+        other => Err(format!("`bench robust` does not know `{other}`")),
+    })?;
+    Ok(Bench::Robust { program })
 }
 
 fn privacy(arguments: &[String]) -> Result<Bench, String> {
@@ -175,7 +193,7 @@ mod tests {
     #[test]
     fn what_is_not_understood_is_named() {
         for (line, named) in [
-            ("", "needs peers, engine, privacy, scale or secagg"),
+            ("", "needs peers, engine, privacy, robust, scale or secagg"),
             ("privacy --rounds 3", "`--rounds`"),
             ("all", "`all`"),
             ("peers --rounds 2", "a number from 3, not `2`"),
