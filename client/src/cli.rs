@@ -58,6 +58,13 @@ enum Command {
     },
     /// Take part: connect, train when invited, until stopped (SIGTERM or Ctrl-C).
     Start(Start),
+    /// Get a new certificate now, for the same key; a running node renews by itself when less than a third of the time is
+    /// left, and goes on with the present one until then.
+    Renew {
+        /// The node's configuration.
+        #[arg(long)]
+        config: PathBuf,
+    },
     /// Check configuration, data, certificate and connection, one line each.
     Preflight {
         /// The node's configuration.
@@ -212,6 +219,7 @@ pub fn main() -> ExitCode {
     let result = match command {
         Command::Join { server, token, dir, name } => join(&server, &token, &dir, name.as_ref()),
         Command::Start(start) => run(&start),
+        Command::Renew { config } => renew(&config),
         Command::Preflight { config } => preflight(&config),
         Command::Policy(PolicyCommand::Check { job, config }) => policy_check(&job, &config),
         Command::Ledger(command) => ledger(command),
@@ -286,6 +294,17 @@ fn run(start: &Start) -> Result<ExitCode, Failure> {
     };
     let data = config.load_data(&start.config).map_err(bad_usage)?;
     runtime()?.block_on(node::run(&config, data, &options)).map_err(failed)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn renew(config: &Path) -> Result<ExitCode, Failure> {
+    let config = NodeConfig::load(config).map_err(bad_usage)?;
+    let present = Credentials::load(&config.dir).map_err(failed)?;
+    present.check(Clock.now()).map_err(failed)?;
+    let dialer = present.dialer(&config.server);
+    let renewed = runtime()?.block_on(enrol::renew(&dialer, &config.dir, &present)).map_err(failed)?;
+    let days = renewed.expires.seconds_since(Clock.now()) / 86_400.0;
+    say(format_args!("{}: the certificate is renewed, and valid for {days:.0} days", renewed.node));
     Ok(ExitCode::SUCCESS)
 }
 

@@ -57,7 +57,10 @@ pub enum AuthorityError {
         what: String,
     },
     /// There is no authority.
-    #[error("{path} does not exist; `tributary-server init` makes it")]
+    #[error(
+        "{path} does not exist; put the folder `authority` back from a backup (`tributary-server init` makes a new coordinator, \
+         which no node of this one knows)"
+    )]
     Missing {
         /// The file.
         path: String,
@@ -590,11 +593,7 @@ pub(crate) mod tests {
         let server = names(&["localhost"]);
         let open = |folder: &tempfile::TempDir| Authority::open(folder.path(), &server, NOW).unwrap_err();
         let empty = tempfile::tempdir().unwrap();
-        assert!(
-            open(&empty)
-                .to_string()
-                .contains("authority.pem does not exist; `tributary-server init` makes it")
-        );
+        assert!(open(&empty).to_string().contains("authority.pem does not exist; put the folder"));
 
         let (folder, _) = authority();
         let path = |name: &str| folder.path().join("authority").join(name);

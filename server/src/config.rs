@@ -8,6 +8,8 @@ use serde::Deserialize;
 use tonic::transport::Uri;
 use tributary_common::document::{self, DocumentError, Schema};
 
+use crate::store::Moment;
+
 const SCHEMA: Schema = Schema {
     keys: &[
         "listen",
@@ -64,19 +66,40 @@ pub struct ServerConfig {
     pub staging_memory_bytes: u64,
     /// How long a stop waits for nodes and uploads before it cuts them off.
     pub drain_seconds: u32,
-    /// For drills, and in no file: stand still once so much of a masked round's session is journalled, to be killed.
+    /// For drills, and in no file: stand still at this step of a round, to be killed.
     pub pause_at: Option<Drill>,
 }
 
-/// How far a masked round has come when a drill kills the coordinator.
+/// How far a round has come when a drill kills the coordinator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Drill {
-    /// The roster is fixed, and nobody has it.
+    /// The first cohort is drawn and written down, and nobody was invited.
+    Attempt,
+    /// With masks: the roster is fixed, and nobody has it.
     Roster,
-    /// The shares of keys are here, and not handed on.
+    /// With masks: the shares of keys are here, and not handed on.
     Shares,
-    /// The masked updates are summed, the survivors are fixed, and nobody was asked to unmask.
+    /// With masks: the updates are summed, the survivors are fixed, and nobody was asked to unmask.
     Survivors,
+    /// The first round's model is on the disk, and no run names it.
+    Model,
+    /// The first round is committed, and nobody was told.
+    Commit,
+}
+
+impl Drill {
+    /// At which write, and at the how manieth of its kind.
+    pub fn moment(self) -> (Moment, u32) {
+        match self {
+            Drill::Attempt => (Moment::AttemptWritten, 1),
+            Drill::Roster => (Moment::SessionWritten, 1),
+            Drill::Shares => (Moment::SessionWritten, 2),
+            Drill::Survivors => (Moment::SessionWritten, 3),
+            // The first that is written is the initial one.
+            Drill::Model => (Moment::ModelWritten, 2),
+            Drill::Commit => (Moment::RoundWritten, 1),
+        }
+    }
 }
 
 /// The file as it is written.

@@ -78,7 +78,10 @@ fn open(config: &ServerConfig) -> Result<Opened, ServeError> {
     let authority = Arc::new(Authority::open(&config.data_dir, &config.server_names, Clock.now())?);
     let store = SledStore::open(&config.data_dir.join("store"))?;
     let store: Arc<dyn Store> = Arc::new(match config.pause_at {
-        Some(drill) => store.standing_still_after(drill as u32 + 1),
+        Some(drill) => {
+            let (moment, count) = drill.moment();
+            store.standing_still_at(moment, count)
+        }
         None => store,
     });
     let identities = Arc::new(Identities::open(store.clone())?);

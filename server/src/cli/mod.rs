@@ -68,7 +68,7 @@ enum Command {
     Serve {
         #[command(flatten)]
         config: ConfigArg,
-        /// For drills: stand still at this step of a masked round, to be killed.
+        /// For drills: stand still at this step of a round, to be killed.
         #[arg(long, value_name = "STEP", hide = true)]
         pause_at: Option<Drill>,
     },

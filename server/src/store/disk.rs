@@ -27,13 +27,26 @@ use super::{
 /// Values encoded at a time.
 const PART_VALUES: usize = 1 << 18;
 
+/// A write after which a drill lets the process stand still.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// A cohort, before anybody is invited.
+    AttemptWritten,
+    /// Where a secure-aggregation session stands.
+    SessionWritten,
+    /// A model, which no run names yet.
+    ModelWritten,
+    /// The end of an attempt, of which nobody knows yet.
+    RoundWritten,
+}
+
 /// A coordinator's durable state in one folder, which one process may open at a time.
 #[derive(Debug)]
 pub struct SledStore {
     models: ContentFolder,
     database: Database,
-    /// For drills: how many more times a session is written down before the process stands still, to be killed.
-    until_pause: Option<AtomicU32>,
+    /// For drills: at which write the process stands still, to be killed, and how many of these are left until then.
+    until_pause: Option<(Moment, AtomicU32)>,
 }
 
 /// What never changes of a run.
@@ -143,9 +156,21 @@ impl SledStore {
         Ok(Self { models, database, until_pause: None })
     }
 
-    /// For drills: the process stands still for good once a session was written down so many times.
-    pub fn standing_still_after(self, sessions: u32) -> Self {
-        Self { until_pause: Some(AtomicU32::new(sessions)), ..self }
+    /// For drills: the process stands still for good at the `count`th such moment.
+    pub fn standing_still_at(self, moment: Moment, count: u32) -> Self {
+        Self { until_pause: Some((moment, AtomicU32::new(count))), ..self }
+    }
+
+    fn drill(&self, moment: Moment) {
+        if let Some((at, left)) = &self.until_pause
+            && *at == moment
+            && left.fetch_sub(1, Ordering::Relaxed) == 1
+        {
+            tracing::warn!("drill: stands still");
+            loop {
+                std::thread::sleep(std::time::Duration::from_secs(3600));
+            }
+        }
     }
 
     fn entry(&self, run: RunId) -> Result<RunEntry, StoreError> {
@@ -180,6 +205,7 @@ impl Store for SledStore {
     fn put_model(&self, values: &[f32]) -> Result<Digest, StoreError> {
         let digest = model::digest(values);
         self.models.put(digest, values.chunks(PART_VALUES).map(model::to_bytes))?;
+        self.drill(Moment::ModelWritten);
         Ok(digest)
     }
 
@@ -273,20 +299,15 @@ impl Store for SledStore {
             entry.open_attempt = Some(attempt.clone());
             write.remove(session_key(run));
             Ok(())
-        })
+        })?;
+        self.drill(Moment::AttemptWritten);
+        Ok(())
     }
 
     fn journal_session(&self, run: RunId, session: &[u8]) -> Result<(), StoreError> {
         self.entry(run)?;
         self.database.write(|write| write.put(session_key(run), &BASE64.encode(session)))?;
-        if let Some(left) = &self.until_pause
-            && left.fetch_sub(1, Ordering::Relaxed) == 1
-        {
-            tracing::warn!("drill: stands still");
-            loop {
-                std::thread::sleep(std::time::Duration::from_secs(3600));
-            }
-        }
+        self.drill(Moment::SessionWritten);
         Ok(())
     }
 
@@ -309,7 +330,9 @@ impl Store for SledStore {
             entry.head = head.clone();
             entry.open_attempt = None;
             Ok(())
-        })
+        })?;
+        self.drill(Moment::RoundWritten);
+        Ok(())
     }
 
     fn put_evaluation(&self, run: RunId, record: &EvaluationRecord) -> Result<(), StoreError> {

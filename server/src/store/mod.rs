@@ -15,7 +15,7 @@ mod conformance;
 #[cfg(test)]
 mod damage;
 
-pub use disk::SledStore;
+pub use disk::{Moment, SledStore};
 pub use memory::MemoryStore;
 
 use serde::{Deserialize, Serialize};

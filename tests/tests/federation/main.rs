@@ -3,7 +3,9 @@
 
 mod bad_input;
 mod capture;
+mod crash;
 mod identity;
 mod masked;
+mod operators_day;
 mod privacy;
 mod same_bits;

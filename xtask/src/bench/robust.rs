@@ -17,12 +17,13 @@ const RULES: [(&str, &[&str]); 6] = [
     ("multi-krum", &["aggregation.attackers=4"]),
 ];
 /// Attacks, each with its strength; none is a fifth of the clients that attack by nothing.
-const ATTACKS: [(&str, &[&str]); 5] = [
+const ATTACKS: [(&str, &[&str]); 6] = [
     ("none", &["attacks.fraction=0.0"]),
     ("sign flip ×4", &["attacks.kind=sign-flip", "attacks.strength=4.0"]),
     ("scaled ×10", &["attacks.kind=scaled", "attacks.strength=10.0"]),
     ("label flip", &["attacks.kind=label-flip"]),
-    ("a little is enough", &["attacks.kind=little-is-enough", "attacks.strength=1.5"]),
+    ("a little ×1.5", &["attacks.kind=little-is-enough", "attacks.strength=1.5"]),
+    ("a little ×20", &["attacks.kind=little-is-enough", "attacks.strength=20.0"]),
 ];
 const PARTITIONS: [(&str, &[&str]); 2] = [
     ("IID", &["partition.scheme=iid"]),
