@@ -286,3 +286,18 @@ async fn a_backup_file_is_its_owners_alone_and_never_replaces_another() {
     assert!(matches!(create(&cut, half).await, Err(BackupError::Damaged { .. })));
     assert!(!cut.exists() && !site.folder.path().join("cut.zip.part").exists());
 }
+
+#[test]
+fn no_model_is_deleted_while_a_backup_reads_it() {
+    let site = Site::new();
+    let (snapshot, ()) = site.store.snapshot(|| ()).unwrap();
+    let before = run_of(&site.store, PLAIN).head.model;
+    for run in [PLAIN, MASKED, PRIVATE, OVER] {
+        publish(&site.store, run, 3);
+    }
+    assert_eq!(site.store.collect_garbage().unwrap(), 0);
+    snapshot.read(before, |_| {}).unwrap();
+    drop(snapshot);
+    assert!(site.store.collect_garbage().unwrap() > 0);
+    assert!(site.store.model(before).is_err());
+}
