@@ -5,6 +5,7 @@
 
 pub mod admin;
 pub mod authority;
+pub mod backup;
 pub mod cli;
 pub mod config;
 pub mod driver;

@@ -71,13 +71,13 @@ pub enum ServeError {
 struct Opened {
     authority: Arc<Authority>,
     identities: Arc<Identities>,
-    store: Arc<dyn Store>,
+    store: Arc<SledStore>,
 }
 
 fn open(config: &ServerConfig) -> Result<Opened, ServeError> {
     let authority = Arc::new(Authority::open(&config.data_dir, &config.server_names, Clock.now())?);
     let store = SledStore::open(&config.data_dir.join("store"))?;
-    let store: Arc<dyn Store> = Arc::new(match config.pause_at {
+    let store = Arc::new(match config.pause_at {
         Some(drill) => {
             let (moment, count) = drill.moment();
             store.standing_still_at(moment, count)
@@ -101,7 +101,8 @@ async fn blocking<T: Send + 'static>(
 /// the same as a crash: the next start goes on with the attempt that is open.
 pub async fn serve(config: &ServerConfig, stop: impl Future<Output = ()>) -> Result<(), ServeError> {
     let opening = config.clone();
-    let Opened { authority, identities, store } = blocking(move || open(&opening)).await?;
+    let Opened { authority, identities, store: on_disk } = blocking(move || open(&opening)).await?;
+    let store: Arc<dyn Store> = on_disk.clone();
     let starting = store.clone();
     let key = authority.ledger_key()?;
     let ledgers = Ledgers::new(config.data_dir.join("ledgers"), key, authority.certificate_der())
@@ -152,8 +153,10 @@ pub async fn serve(config: &ServerConfig, stop: impl Future<Output = ()>) -> Res
         .add_service(coordinator.into_server())
         .add_service(enrolment.into_server())
         .serve_with_incoming_shutdown(incoming, until(shut.clone()));
+    let admin = AdminService::new(driver.clone(), identities, authority.clone())
+        .with_backups(on_disk, config.data_dir.clone());
     let admin = Server::builder()
-        .add_service(AdminService::new(driver.clone(), identities, authority.clone()).into_server())
+        .add_service(admin.into_server())
         .serve_with_incoming_shutdown(UnixListenerStream::new(admin_listener), until(shut));
     let mut nodes = tokio::spawn(nodes);
     let mut admin = tokio::spawn(admin);

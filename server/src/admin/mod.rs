@@ -6,6 +6,7 @@ mod tests;
 
 pub use socket::{SocketError, connect, listen};
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
@@ -23,11 +24,12 @@ use tributary_proto::admin::submit_part::Part;
 use tributary_proto::node_name;
 
 use crate::authority::Authority;
+use crate::backup;
 use crate::driver::{Driver, Gone, StopError, SubmitError, WatchError};
 use crate::enrolment::create_token;
 use crate::identity::Identities;
 use crate::round::Role;
-use crate::store::{Store, StoreError, StoredRun};
+use crate::store::{SledStore, Store, StoreError, StoredRun};
 
 /// Longest validity of a token: 30 days.
 const TOKEN_SECONDS: u32 = 30 * 86_400;
@@ -35,6 +37,8 @@ const TOKEN_SECONDS: u32 = 30 * 86_400;
 const SAFETENSORS_HEADER_BYTES: u64 = 1 << 20;
 /// Events between a watch and its connection.
 const WATCH_QUEUE: usize = 16;
+/// Parts of a backup between the disk and its connection.
+const BACKUP_QUEUE: usize = 4;
 
 /// The Admin service.
 #[derive(Debug)]
@@ -42,12 +46,19 @@ pub struct AdminService {
     driver: Driver,
     identities: Arc<Identities>,
     authority: Arc<Authority>,
+    /// What a backup is made of: the store, and the folder around it.
+    durable: Option<(Arc<SledStore>, PathBuf)>,
 }
 
 impl AdminService {
     /// Commands `driver`, and enrols and revokes nodes in `identities` under `authority`.
     pub fn new(driver: Driver, identities: Arc<Identities>, authority: Arc<Authority>) -> Self {
-        Self { driver, identities, authority }
+        Self { driver, identities, authority, durable: None }
+    }
+
+    /// Makes backups of `store`, which is the driver's, and of what lies beside it in `data_dir`.
+    pub fn with_backups(self, store: Arc<SledStore>, data_dir: PathBuf) -> Self {
+        Self { durable: Some((store, data_dir)), ..self }
     }
 
     /// As a tonic service.
@@ -168,11 +179,30 @@ impl Iterator for Parts {
     }
 }
 
+/// Sends what is written to it as parts of a file. It blocks: off the async threads.
+struct Sending(mpsc::Sender<Result<wire::ModelPart, Status>>);
+
+impl std::io::Write for Sending {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let data = bytes.get(..CHUNK_BYTES).unwrap_or(bytes).to_vec();
+        let sent = data.len();
+        let gone =
+            |_| std::io::Error::new(std::io::ErrorKind::BrokenPipe, "nobody takes the backup any more");
+        self.0.blocking_send(Ok(wire::ModelPart { data })).map_err(gone)?;
+        Ok(sent)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
 #[tonic::async_trait]
 impl Admin for AdminService {
     type WatchRunStream = ReceiverStream<Result<wire::WatchRunEvent, Status>>;
     type ExportModelStream = Iter<Parts>;
     type ExportLedgerStream = Iter<Parts>;
+    type BackupStream = ReceiverStream<Result<wire::ModelPart, Status>>;
 
     async fn create_token(
         &self,
@@ -339,6 +369,26 @@ impl Admin for AdminService {
         let store = self.driver.store().clone();
         let bytes = blocking(move || exported(store.as_ref(), run)).await??;
         Ok(Response::new(tokio_stream::iter(Parts { bytes, at: 0 })))
+    }
+
+    async fn backup(
+        &self,
+        request: Request<wire::BackupRequest>,
+    ) -> Result<Response<Self::BackupStream>, Status> {
+        let Some((store, data_dir)) = self.durable.clone() else {
+            return Err(Status::unimplemented("this coordinator keeps nothing on a disk"));
+        };
+        let config_toml = request.into_inner().config_toml;
+        let (parts, receiver) = mpsc::channel(BACKUP_QUEUE);
+        tokio::task::spawn_blocking(move || {
+            let out = std::io::BufWriter::with_capacity(CHUNK_BYTES, Sending(parts.clone()));
+            if let Err(error) = backup::write(&store, &data_dir, &config_toml, Clock.now(), out) {
+                tracing::error!("a backup failed: {error}");
+                // An error means that nobody waits for it any more.
+                let _ = parts.blocking_send(Err(Status::internal(error.to_string())));
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receiver)))
     }
 
     async fn export_ledger(

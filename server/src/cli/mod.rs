@@ -1,5 +1,6 @@
 //! The command line of `tributary-server`: what it accepts, and with which exit code it ends.
 
+mod backup;
 mod commands;
 mod init;
 mod show;
@@ -84,6 +85,24 @@ enum Command {
     /// The privacy ledgers of runs.
     #[command(subcommand)]
     Ledger(LedgerCommand),
+    /// Write all that the coordinator keeps, of one moment, to a file; it may be running or stopped. The file holds
+    /// its keys: keep it as you keep them.
+    Backup {
+        /// The file to write; it must not be there yet.
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+        #[command(flatten)]
+        config: ConfigArg,
+    },
+    /// Put a backup into a new folder. Nothing is written unless the whole backup is sound.
+    Restore {
+        /// The backup.
+        #[arg(long, value_name = "FILE")]
+        from: PathBuf,
+        /// The folder; it must be missing or empty.
+        #[arg(long)]
+        dir: PathBuf,
+    },
     /// Check a configuration file, and say what it means.
     CheckConfig {
         /// The file.
@@ -295,6 +314,8 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Serve { config, pause_at } => {
             commands::serve(&ServerConfig { pause_at, ..config.load()? }).map(done)
         }
+        Command::Backup { out, config } => commands::with_runtime(backup::backup(out, config)),
+        Command::Restore { from, dir } => print(&backup::restore(&from, &dir)?).map(done),
         Command::Token(command) => commands::with_runtime(commands::token(command)),
         Command::Nodes(command) => commands::with_runtime(commands::nodes(command)),
         Command::Run(command) => commands::with_runtime(commands::run(command)),

@@ -17,7 +17,7 @@ use super::{Failure, Format};
 use crate::config::ServerConfig;
 
 /// A moment for people: UTC, to the minute.
-fn moment(unix_seconds: u64) -> String {
+pub(super) fn moment(unix_seconds: u64) -> String {
     let seconds = i64::try_from(unix_seconds).unwrap_or(i64::MAX);
     let format = format_description!("[year]-[month]-[day] [hour]:[minute] UTC");
     let moment =

@@ -35,6 +35,8 @@ fn the_commands_are_as_documented() {
         "run watch 0123456789abcdef --format json",
         "run stop 0123456789abcdef",
         "run export 0123456789abcdef --out model.safetensors",
+        "backup --out coordinator.zip --config a.toml",
+        "restore --from coordinator.zip --dir there",
         "check-config a.toml",
     ] {
         parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
@@ -191,6 +193,9 @@ async fn the_coordinator_starts_serves_and_stops() {
 
         let mut admin = crate::admin::connect(&config.admin_socket()).await.unwrap();
         assert!(admin.list_nodes(wire::ListNodesRequest {}).await.unwrap().into_inner().nodes.is_empty());
+        // A backup of it while it runs; and of it below, stopped.
+        let arg = ConfigArg { path: folder.path().join(CONFIG_FILE) };
+        backup::backup(folder.path().join(format!("{address}.zip")), arg).await.unwrap();
         // Whoever is not enrolled gets no further than TLS.
         let authority = std::fs::read_to_string(config.data_dir.join("authority/authority.pem")).unwrap();
         let tls =
@@ -205,6 +210,25 @@ async fn the_coordinator_starts_serves_and_stops() {
         tokio::time::timeout(Duration::from_secs(20), serving).await.unwrap().unwrap().unwrap();
         assert!(!address_file.exists() && !config.admin_socket().exists());
     }
+    let arg = || ConfigArg { path: folder.path().join(CONFIG_FILE) };
+    backup::backup(folder.path().join("stopped.zip"), arg()).await.unwrap();
+    let again = backup::backup(folder.path().join("stopped.zip"), arg()).await.unwrap_err();
+    assert!(again.code == 1 && again.line.contains("exists already"), "{again:?}");
+    let mut backups = 0;
+    for entry in std::fs::read_dir(folder.path()).unwrap() {
+        let from = entry.unwrap().path();
+        if from.extension().is_some_and(|extension| extension == "zip") {
+            let dir = from.with_extension("restored");
+            let told = backup::restore(&from, &dir).unwrap();
+            assert!(
+                told.contains("tokens                   none") && told.contains("Revoke again"),
+                "{told}"
+            );
+            ServerConfig::load(&dir.join(CONFIG_FILE)).unwrap();
+            backups += 1;
+        }
+    }
+    assert_eq!(backups, 3);
     let unknown = ServerConfig { data_dir: folder.path().join("nowhere"), ..config };
     let error = crate::serve::serve(&unknown, std::future::pending()).await.unwrap_err().to_string();
     assert!(error.contains("nowhere"), "{error}");

@@ -17,24 +17,24 @@ use super::{
     AttemptRecord, MemoryStore, NodeRecord, RunHead, SledStore, Store, StoreError, StoredRun, TokenRecord,
 };
 
-pub(super) const RUN: RunId = RunId(0xfeed);
+pub(crate) const RUN: RunId = RunId(0xfeed);
 
-pub(super) fn name(number: u32) -> NodeName {
+pub(crate) fn name(number: u32) -> NodeName {
     format!("client-{number:06}").parse().unwrap()
 }
 
 /// A model of `values` parameters that no other `seed` gives.
-pub(super) fn model(seed: u32, values: u32) -> Vec<f32> {
+pub(crate) fn model(seed: u32, values: u32) -> Vec<f32> {
     (0..values).map(|i| (seed * 1000 + i) as f32 * 0.37 - 11.0).collect()
 }
 
-pub(super) fn attempt(round: u32, attempt: u32, cohort: u32) -> AttemptRecord {
+pub(crate) fn attempt(round: u32, attempt: u32, cohort: u32) -> AttemptRecord {
     let cohort = (0..cohort).map(name).collect::<Vec<_>>();
     AttemptRecord { round, attempt, started: Time(7), eligible: cohort.len() as u32 * 2, cohort }
 }
 
 /// A published round, or an abandoned one, with every kind of participation in a cohort of `cohort`.
-pub(super) fn record(round: u32, attempt: u32, cohort: u32, model: Option<Digest>) -> RoundRecord {
+pub(crate) fn record(round: u32, attempt: u32, cohort: u32, model: Option<Digest>) -> RoundRecord {
     let part = |number: u32| match number % 6 {
         0 => Participation::Accepted { digest: Some(Digest::of(b"u")), examples: u64::MAX, bytes: 12 },
         1 => Participation::Declined { reason: Reason::ShuttingDown },
@@ -62,30 +62,30 @@ pub(super) fn record(round: u32, attempt: u32, cohort: u32, model: Option<Digest
     }
 }
 
-pub(super) fn evaluation(round: u32, loss_sum: f64, clients: u32) -> EvaluationRecord {
+pub(crate) fn evaluation(round: u32, loss_sum: f64, clients: u32) -> EvaluationRecord {
     let metrics =
         Metrics { examples: 10, loss_sum, correct: 7, confusion: vec![Some(4), None, Some(0), Some(6)] };
     let by_client = (0..clients).map(|number| (name(number), metrics.clone())).collect();
     EvaluationRecord { round, held_out: Some(metrics), by_client }
 }
 
-pub(super) fn node(number: u32, revoked: Option<Time>) -> NodeRecord {
+pub(crate) fn node(number: u32, revoked: Option<Time>) -> NodeRecord {
     let identity = Digest::of(&number.to_le_bytes());
     NodeRecord { name: name(number), identity, enrolled: Time(5), expires: Time(6), revoked }
 }
 
-pub(super) fn token(number: u32) -> TokenRecord {
+pub(crate) fn token(number: u32) -> TokenRecord {
     let secret_digest = Digest::of(&number.to_be_bytes());
     TokenRecord { secret_digest, node: name(number), expires: Time(99) }
 }
 
-pub(super) fn head(published: u32, attempt: u32, model: Digest) -> RunHead {
+pub(crate) fn head(published: u32, attempt: u32, model: Digest) -> RunHead {
     RunHead { published, attempt, model, state: RunState::Running, clip_norm: None, support: None }
 }
 
 /// All that can be read without taking anything out.
 #[derive(Debug, PartialEq)]
-pub(super) struct Content {
+pub(crate) struct Content {
     runs: Vec<StoredRun>,
     rounds: BTreeMap<RunId, Vec<RoundRecord>>,
     /// As text, in which NaN equals NaN.
@@ -95,7 +95,7 @@ pub(super) struct Content {
 }
 
 /// Reads all that `store` holds, with the models that its runs stand at.
-pub(super) fn content(store: &dyn Store) -> Result<Content, StoreError> {
+pub(crate) fn content(store: &dyn Store) -> Result<Content, StoreError> {
     let runs = store.runs()?;
     let mut content = Content {
         rounds: BTreeMap::new(),

@@ -125,6 +125,15 @@ impl Write<'_> {
         Ok(())
     }
 
+    /// Sets `key` to a value whose JSON text is given, unless it is the database's own or the text is not JSON.
+    pub(super) fn put_text(&mut self, key: String, json: String) -> Result<(), StoreError> {
+        let checked = serde_json::from_str::<serde::de::IgnoredAny>(&json).map_err(|error| error.to_string());
+        let checked = checked.and_then(|_| if key == META { Err("is reserved".to_owned()) } else { Ok(()) });
+        checked.map_err(|error| damage(&self.database.path, format!("{key}: {error}")))?;
+        self.changes.insert(key, Some(json.into_bytes()));
+        Ok(())
+    }
+
     /// Removes `key`.
     pub(super) fn remove(&mut self, key: String) {
         self.changes.insert(key, None);
@@ -195,20 +204,40 @@ impl Database {
         Ok(found)
     }
 
+    /// All keys but the database's own, in order, each with the JSON text of its value: inside a write, of one moment.
+    pub(super) fn texts(&self) -> Result<Vec<(String, String)>, StoreError> {
+        let mut found = Vec::new();
+        let mut entries = self.sled.iter();
+        while let Some((key, bytes)) = guarded(&self.path, || entries.next().transpose())? {
+            let key = text(&self.path, &key)?;
+            if key == META {
+                continue;
+            }
+            let json = self.json(key, bytes.clone())?;
+            let json = json.map(String::from_utf8).transpose();
+            let json = json.map_err(|error| damage(&self.path, format!("{key} is not text: {error}")))?;
+            found.extend(json.map(|json| (key.to_owned(), json)));
+        }
+        Ok(found)
+    }
+
     /// Reads the value out of an entry. `None` if the entry was removed while its file was looked for.
-    fn resolve<T: DeserializeOwned>(
-        &self,
-        key: &str,
-        mut bytes: sled::IVec,
-    ) -> Result<Option<T>, StoreError> {
-        let json = loop {
+    fn resolve<T: DeserializeOwned>(&self, key: &str, bytes: sled::IVec) -> Result<Option<T>, StoreError> {
+        let Some(json) = self.json(key, bytes)? else { return Ok(None) };
+        let value = serde_json::from_slice(&json);
+        value.map(Some).map_err(|error| damage(&self.path, format!("{key} cannot be read: {error}")))
+    }
+
+    /// The JSON of an entry's value. `None` if the entry was removed while its file was looked for.
+    fn json(&self, key: &str, mut bytes: sled::IVec) -> Result<Option<Vec<u8>>, StoreError> {
+        loop {
             let digest = match read_entry(&self.path, key, &bytes)?.payload {
-                Payload::Json(json) => break json,
+                Payload::Json(json) => return Ok(Some(json)),
                 Payload::File(digest) => digest,
             };
             let mut json = Vec::new();
             match self.large.read(digest, |part| json.extend_from_slice(part)) {
-                Ok(()) => break json,
+                Ok(()) => return Ok(Some(json)),
                 Err(StoreError::Missing { .. }) => {}
                 Err(error) => return Err(error),
             }
@@ -218,9 +247,7 @@ impl Database {
                 Some(newer) => bytes = newer,
                 None => return Ok(None),
             }
-        };
-        let value = serde_json::from_slice(&json);
-        value.map(Some).map_err(|error| damage(&self.path, format!("{key} cannot be read: {error}")))
+        }
     }
 
     /// Makes all changes of `fill` in one atomic write, durable on return. Writes are one at a time, so what

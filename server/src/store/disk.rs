@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -43,8 +43,10 @@ pub enum Moment {
 /// A coordinator's durable state in one folder, which one process may open at a time.
 #[derive(Debug)]
 pub struct SledStore {
-    models: ContentFolder,
-    database: Database,
+    pub(super) models: ContentFolder,
+    pub(super) database: Database,
+    /// How many snapshots are being read: meanwhile no model is deleted.
+    pub(super) snapshots: AtomicUsize,
     /// For drills: at which write the process stands still, to be killed, and how many of these are left until then.
     until_pause: Option<(Moment, AtomicU32)>,
 }
@@ -153,7 +155,7 @@ impl SledStore {
         };
         let models = ContentFolder::open(models, "model")?;
         let database = Database::open(dir, sequence, acknowledged)?;
-        Ok(Self { models, database, until_pause: None })
+        Ok(Self { models, database, snapshots: AtomicUsize::new(0), until_pause: None })
     }
 
     /// For drills: the process stands still for good at the `count`th such moment.
@@ -181,6 +183,12 @@ impl SledStore {
         let job: Option<JobEntry> = self.database.get(&job_key(run))?;
         let JobEntry { job_toml, submitted } = job.ok_or_else(|| missing_run(run))?;
         Ok(StoredRun { run, job_toml, submitted, head: entry.head, open_attempt: entry.open_attempt })
+    }
+
+    /// The models and states that runs name.
+    pub(super) fn named(&self) -> Result<BTreeSet<Digest>, StoreError> {
+        let entries: Vec<(String, RunEntry)> = self.database.scan("run/")?;
+        Ok(entries.iter().flat_map(|(_, entry)| entry.head.named().chain([entry.initial])).collect())
     }
 
     fn check_model(&self, digest: Digest) -> Result<(), StoreError> {
@@ -242,10 +250,10 @@ impl Store for SledStore {
     fn collect_garbage(&self) -> Result<usize, StoreError> {
         // Inside a write, so that no run comes to name a model that is being deleted.
         self.database.write(|_| {
-            let entries: Vec<(String, RunEntry)> = self.database.scan("run/")?;
-            let named: BTreeSet<Digest> =
-                entries.iter().flat_map(|(_, entry)| entry.head.named().chain([entry.initial])).collect();
-            self.models.retain(&named)
+            if self.snapshots.load(Ordering::Acquire) > 0 {
+                return Ok(0); // what is no longer named goes when the next round is published
+            }
+            self.models.retain(&self.named()?)
         })
     }
 

@@ -9,14 +9,16 @@ mod disk;
 mod files;
 mod memory;
 mod sequence;
+mod snapshot;
 
 #[cfg(test)]
-mod conformance;
+pub(crate) mod conformance;
 #[cfg(test)]
 mod damage;
 
 pub use disk::{Moment, SledStore};
 pub use memory::MemoryStore;
+pub use snapshot::Snapshot;
 
 use serde::{Deserialize, Serialize};
 use tributary_common::digest::Digest;
