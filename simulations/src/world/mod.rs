@@ -3,7 +3,7 @@
 //! parties die at any step, disks fill up, clocks jump and certificates end.
 //!
 //! What happens follows from the seed alone; keys, masks and noise are the operating system's, and nothing in the order
-//! of events depends on them. [`run`] tells what the checkers in [`checks`] found: they know what really happened, and
+//! of events depends on them. [`run`] tells what the checkers in `checks` found: they know what really happened, and
 //! nothing of how the code came to its results.
 
 mod checks;
